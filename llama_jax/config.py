@@ -1,0 +1,329 @@
+"""What a Llama is: its sizes and rotary frequencies. How it runs (dtype, mesh) is not here."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from typing import Any
+
+__all__ = ["ConfigError", "LlamaConfig", "RopeScaling"]
+
+
+class ConfigError(ValueError):
+    """A configuration that is inconsistent, or that asks for something this model does not do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """Llama 3.1's stretch of the rotary frequencies (`rope_type: "llama3"`).
+
+    Wavelengths below `original_max_position_embeddings / high_freq_factor` stay, those above
+    `original_max_position_embeddings / low_freq_factor` are multiplied by `factor`, those between
+    are blended. Source: `apply_scaling` in Meta's reference, with the factor taken from the
+    config (8 for 3.1 and 3.3, 32 for 3.2) where the reference hard-codes 8.
+    """
+
+    factor: float
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_position_embeddings: int = 8192
+
+    def __post_init__(self) -> None:
+        if not self.factor >= 1:
+            raise ConfigError(f"rope_scaling.factor is {self.factor}; it must be at least 1.")
+        if not 0 < self.low_freq_factor < self.high_freq_factor:
+            raise ConfigError(
+                f"rope_scaling: low_freq_factor ({self.low_freq_factor}) must be positive and "
+                f"below high_freq_factor ({self.high_freq_factor})."
+            )
+        if not self.original_max_position_embeddings > 0:
+            raise ConfigError(
+                "rope_scaling.original_max_position_embeddings is "
+                f"{self.original_max_position_embeddings}; it must be positive."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class LlamaConfig:
+    """The architecture of a Llama 3, with Hugging Face's field names.
+
+    Hashable, so that it can be a static argument of a compiled function. Raises `ConfigError`
+    where the sizes contradict each other.
+
+    >>> config = LlamaConfig.preset("llama-3.2-1b")
+    >>> config.head_dim, config.rope_scaling.factor, config.parameter_count
+    (64, 32.0, 1235814400)
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rms_norm_eps: float = 1e-5
+    rope_theta: float = 500000.0
+    rope_scaling: RopeScaling | None = None
+    tie_word_embeddings: bool = False
+    max_position_embeddings: int = 131072
+
+    def __post_init__(self) -> None:
+        for name in _SIZES:
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ConfigError(f"{name} is {value!r}; it must be a positive integer.")
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ConfigError(
+                f"num_attention_heads ({self.num_attention_heads}) is not a multiple of "
+                f"num_key_value_heads ({self.num_key_value_heads}): the query heads cannot be "
+                "shared out evenly."
+            )
+        if self.head_dim % 2:
+            raise ConfigError(f"head_dim is {self.head_dim}; rotary embeddings need an even size.")
+        for name in ("rms_norm_eps", "rope_theta"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be positive.")
+
+    @classmethod
+    def preset(cls, name: str) -> LlamaConfig:
+        """One of Meta's sizes by name, e.g. `"llama-3.1-8b"`; an unknown name lists them all."""
+        try:
+            return PRESETS[name.lower()]
+        except KeyError:
+            near = difflib.get_close_matches(name.lower(), PRESETS, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(
+                f"There is no preset {name!r}.{hint} The presets are: {', '.join(PRESETS)}."
+            ) from None
+
+    @classmethod
+    def from_huggingface(cls, config: dict[str, Any]) -> LlamaConfig:
+        """Reads the content of a Hugging Face `config.json`.
+
+        Takes `rope_theta` + `rope_scaling` (transformers 4) and `rope_parameters` (transformers 5).
+        Keys that are absent take the values that transformers would give them. A setting that
+        this model does not honour raises `ConfigError` and is never ignored.
+        """
+        config = dict(config)
+        _check_huggingface(config)
+        missing = [name for name in _REQUIRED if config.get(name) is None]
+        if missing:
+            raise ConfigError(f"config.json lacks {', '.join(missing)}.")
+        heads = config["num_attention_heads"]
+        theta, scaling = _read_rope(config)
+        if config.get("head_dim") is None and config["hidden_size"] % heads:
+            raise ConfigError(
+                f"hidden_size ({config['hidden_size']}) is not a multiple of num_attention_heads "
+                f"({heads}), and config.json gives no head_dim."
+            )
+        return cls(
+            **{name: config[name] for name in _REQUIRED},
+            num_key_value_heads=_given(config, "num_key_value_heads", heads),
+            head_dim=_given(config, "head_dim", config["hidden_size"] // heads),
+            rms_norm_eps=float(_given(config, "rms_norm_eps", 1e-6)),
+            rope_theta=theta,
+            rope_scaling=scaling,
+            tie_word_embeddings=bool(_given(config, "tie_word_embeddings", False)),
+            max_position_embeddings=_given(config, "max_position_embeddings", 2048),
+        )
+
+    def to_huggingface(self) -> dict[str, Any]:
+        """The content of a `config.json` that transformers 4.43 and later read."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        if self.rope_scaling is not None:
+            fields["rope_scaling"] = {
+                "rope_type": "llama3",
+                **dataclasses.asdict(self.rope_scaling),
+            }
+        return {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "hidden_act": "silu",
+            "attention_bias": False,
+            "mlp_bias": False,
+            **fields,
+        }
+
+    @property
+    def parameter_count(self) -> int:
+        """How many numbers the model holds; a tied head counts once."""
+        d, h = self.hidden_size, self.head_dim
+        attention = d * h * (2 * self.num_attention_heads + 2 * self.num_key_value_heads)
+        layer = attention + 3 * d * self.intermediate_size + 2 * d
+        tables = self.vocab_size * d * (1 if self.tie_word_embeddings else 2)
+        return tables + self.num_hidden_layers * layer + d
+
+
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+)
+_REQUIRED = _SIZES[:5]
+
+_8B = LlamaConfig(
+    vocab_size=128256,
+    hidden_size=4096,
+    intermediate_size=14336,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    head_dim=128,
+    max_position_embeddings=8192,
+)
+_70B = dataclasses.replace(
+    _8B, hidden_size=8192, intermediate_size=28672, num_hidden_layers=80, num_attention_heads=64
+)
+_8B_LONG = dataclasses.replace(
+    _8B, rope_scaling=RopeScaling(factor=8.0), max_position_embeddings=131072
+)
+_70B_LONG = dataclasses.replace(
+    _70B, rope_scaling=_8B_LONG.rope_scaling, max_position_embeddings=131072
+)
+_3B = dataclasses.replace(
+    _8B_LONG,
+    hidden_size=3072,
+    intermediate_size=8192,
+    num_hidden_layers=28,
+    num_attention_heads=24,
+    rope_scaling=RopeScaling(factor=32.0),
+    tie_word_embeddings=True,
+)
+
+PRESETS: dict[str, LlamaConfig] = {
+    "llama-3-8b": _8B,
+    "llama-3-70b": _70B,
+    "llama-3.1-8b": _8B_LONG,
+    "llama-3.1-70b": _70B_LONG,
+    "llama-3.1-405b": dataclasses.replace(
+        _70B_LONG,
+        hidden_size=16384,
+        intermediate_size=53248,
+        num_hidden_layers=126,
+        num_attention_heads=128,
+    ),
+    "llama-3.2-1b": dataclasses.replace(
+        _3B, hidden_size=2048, num_hidden_layers=16, num_attention_heads=32, head_dim=64
+    ),
+    "llama-3.2-3b": _3B,
+    "llama-3.3-70b": _70B_LONG,
+}
+
+# Settings with one value that this model honours; any other value is an error.
+_FIXED: dict[str, tuple[Any, ...]] = {
+    "model_type": ("llama",),
+    "architectures": (["LlamaForCausalLM"],),
+    "hidden_act": ("silu", "swish"),
+    "attention_bias": (False,),
+    "mlp_bias": (False,),
+    "attention_dropout": (0, 0.0),
+    "pretraining_tp": (1,),
+    "partial_rotary_factor": (1, 1.0),
+    "is_encoder_decoder": (False,),
+    "is_decoder": (False, True),
+    "add_cross_attention": (False,),
+    "chunk_size_feed_forward": (0,),
+    "tie_encoder_decoder": (False,),
+}
+# Settings that change nothing in the forward pass: how it was saved, initialized or decoded.
+# fmt: off
+_IRRELEVANT = frozenset(
+    {
+        "_attn_implementation", "_commit_hash", "_name_or_path", "attn_implementation",
+        "bad_words_ids", "begin_suppress_tokens", "bos_token_id", "decoder_start_token_id",
+        "diversity_penalty", "do_sample", "dtype", "early_stopping", "encoder_no_repeat_ngram_size",
+        "eos_token_id", "exponential_decay_length_penalty", "finetuning_task",
+        "forced_bos_token_id", "forced_eos_token_id", "id2label", "initializer_range", "label2id",
+        "length_penalty", "max_length", "min_length", "no_repeat_ngram_size", "num_beam_groups",
+        "num_beams", "num_return_sequences", "output_attentions", "output_hidden_states",
+        "output_scores", "pad_token_id", "prefix", "problem_type", "remove_invalid_values",
+        "repetition_penalty", "return_dict", "return_dict_in_generate", "sep_token_id",
+        "suppress_tokens", "task_specific_params", "temperature", "tokenizer_class", "top_k",
+        "top_p", "torch_dtype", "torchscript", "transformers.js_config", "transformers_version",
+        "typical_p", "use_bfloat16", "use_cache",
+    }
+)
+# fmt: on
+_READ = frozenset((*_SIZES, "rms_norm_eps", "tie_word_embeddings"))
+_ROPE = frozenset(("rope_theta", "rope_scaling", "rope_parameters"))
+_ROPE_FIELDS = tuple(f.name for f in dataclasses.fields(RopeScaling))
+
+
+def _given(config: dict[str, Any], name: str, default: Any) -> Any:
+    value = config.get(name)
+    return default if value is None else value
+
+
+def _check_huggingface(config: dict[str, Any]) -> None:
+    for name, value in config.items():
+        if name in _FIXED:
+            if value is not None and value not in _FIXED[name]:
+                raise ConfigError(
+                    f"config.json has {name} = {value!r}; this model does only {_FIXED[name][0]!r}."
+                )
+        elif name not in _READ | _ROPE | _IRRELEVANT and value is not None:
+            raise ConfigError(
+                f"config.json has {name} = {value!r}, a setting that this model does not honour. "
+                "If it does not change the forward pass, remove it from config.json."
+            )
+
+
+def _read_rope(config: dict[str, Any]) -> tuple[float, RopeScaling | None]:
+    """`(theta, scaling)` from either generation of the file; both at once must agree."""
+    new = config.get("rope_parameters")
+    old_scaling = config.get("rope_scaling")
+    if new is None:
+        return float(_given(config, "rope_theta", 10000.0)), _read_scaling(
+            "rope_scaling", old_scaling
+        )
+    new = dict(new)
+    theta = new.pop("rope_theta", None)
+    theta = float(theta if theta is not None else _given(config, "rope_theta", 10000.0))
+    scaling = _read_scaling("rope_parameters", new)
+    if config.get("rope_theta") is not None and float(config["rope_theta"]) != theta:
+        raise ConfigError(
+            f"config.json has rope_theta = {config['rope_theta']} and "
+            f"rope_parameters.rope_theta = {theta}: which one is right?"
+        )
+    if old_scaling is not None and _read_scaling("rope_scaling", old_scaling) != scaling:
+        raise ConfigError("config.json has rope_scaling and rope_parameters, and they disagree.")
+    return theta, scaling
+
+
+def _read_scaling(where: str, given: dict[str, Any] | None) -> RopeScaling | None:
+    if given is None:
+        return None
+    given = dict(given)
+    kind = given.pop("rope_type", None) or given.pop("type", None) or "default"
+    given.pop("type", None)
+    if given.get("partial_rotary_factor") in (1, 1.0):
+        given.pop("partial_rotary_factor")
+    given.pop("rope_theta", None)
+    if kind not in ("default", "llama3"):
+        raise ConfigError(
+            f"config.json has {where}.rope_type = {kind!r}; this model does only 'llama3' and "
+            "'default' (no scaling)."
+        )
+    surplus = sorted(set(given) - set(_ROPE_FIELDS if kind == "llama3" else ()))
+    if surplus:
+        raise ConfigError(
+            f"config.json has {where}.{surplus[0]} = {given[surplus[0]]!r} (rope_type {kind!r}), "
+            "a setting that this model does not honour."
+        )
+    if kind == "default":
+        return None
+    missing = sorted(set(_ROPE_FIELDS) - set(given))
+    if missing:
+        raise ConfigError(f"config.json: {where} of type 'llama3' lacks {', '.join(missing)}.")
+    return RopeScaling(
+        factor=float(given["factor"]),
+        low_freq_factor=float(given["low_freq_factor"]),
+        high_freq_factor=float(given["high_freq_factor"]),
+        original_max_position_embeddings=int(given["original_max_position_embeddings"]),
+    )
