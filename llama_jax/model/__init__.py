@@ -1,0 +1,29 @@
+"""The model: modules that hold parameters, a cache that is a value, one forward, and the taps.
+
+`modules.py` is the place to start reading; `parameters(model)` names every weight as its file does.
+"""
+
+from llama_jax.model.cache import Cache, empty_cache
+from llama_jax.model.modules import (
+    Forward,
+    Logits,
+    Model,
+    forward,
+    initialize,
+    leaves_of,
+    parameters,
+    unembed,
+)
+
+__all__ = [
+    "Cache",
+    "Forward",
+    "Logits",
+    "Model",
+    "empty_cache",
+    "forward",
+    "initialize",
+    "leaves_of",
+    "parameters",
+    "unembed",
+]

@@ -1,0 +1,302 @@
+"""The Llama as Flax NNX modules, and the one forward pass that serves prefill, chunk and decode.
+
+Modules hold parameters and nothing else. Attribute paths and shapes are those of a Hugging Face
+checkpoint (without its prefix `model.`), so loading and saving are renames. A model is always
+built abstract, with `jax.ShapeDtypeStruct`s for parameters, and then filled: from a file
+(`llama_jax.checkpoint`) or at random (`initialize`).
+
+A module is a pytree; what a compiled function should take are its leaves (`leaves_of`), since
+passing the module itself costs milliseconds a call.
+"""
+
+from __future__ import annotations
+
+import functools
+import zlib
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from llama_jax.config import LlamaConfig
+from llama_jax.model.attention import attend, causal_mask
+from llama_jax.model.cache import Cache, append
+from llama_jax.model.layers import Layers
+from llama_jax.model.product import linear, product, wide
+from llama_jax.model.rope import rotary_tables, rotate
+from llama_jax.model.tap import Taps
+
+__all__ = [
+    "Forward",
+    "Logits",
+    "Model",
+    "forward",
+    "initialize",
+    "leaves_of",
+    "parameters",
+    "unembed",
+]
+
+
+class Embedding(nnx.Module):
+    def __init__(self, vocabulary: int, size: int, dtype: jnp.dtype) -> None:
+        self.weight = _abstract((vocabulary, size), dtype)
+
+    def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        return self.weight[...][tokens]
+
+
+class Linear(nnx.Module):
+    """`y = W x`, W as `[out, in]`, no bias."""
+
+    def __init__(self, inputs: int, outputs: int, dtype: jnp.dtype) -> None:
+        self.weight = _abstract((outputs, inputs), dtype)
+
+    def __call__(self, x: Float[Array, "B T I"]) -> Float[Array, "B T O"]:
+        return linear(x, self.weight[...]).astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """`x / sqrt(mean(x^2) + eps) * weight`, the division in at least f32 (arXiv 1910.07467)."""
+
+    def __init__(self, size: int, eps: float, dtype: jnp.dtype) -> None:
+        self.weight = _abstract((size,), dtype)
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "B T D"], taps: Taps) -> Float[Array, "B T D"]:
+        x_wide = x.astype(wide(x.dtype))
+        mean_square = jnp.mean(x_wide * x_wide, axis=-1, keepdims=True)
+        scale = taps("scale", jnp.sqrt(mean_square + self.eps))
+        normalized = taps("normalized", (x_wide / scale).astype(x.dtype))
+        return taps("out", normalized * self.weight[...])
+
+
+class Context(NamedTuple):
+    """What every layer of one forward shares; made once a forward, not once a layer."""
+
+    cos: Float[Array, "B T H/2"]
+    sin: Float[Array, "B T H/2"]
+    mask: Array  # bool [B, T, S]
+    lengths: Int[Array, " B"]  # how many positions of each row the cache held before
+
+
+class Attention(nnx.Module):
+    def __init__(self, config: LlamaConfig, dtype: jnp.dtype) -> None:
+        query = config.num_attention_heads * config.head_dim
+        key_value = config.num_key_value_heads * config.head_dim
+        self.q_proj = Linear(config.hidden_size, query, dtype)
+        self.k_proj = Linear(config.hidden_size, key_value, dtype)
+        self.v_proj = Linear(config.hidden_size, key_value, dtype)
+        self.o_proj = Linear(query, config.hidden_size, dtype)
+        self.head_dim = config.head_dim
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        context: Context,
+        cached: tuple[Array, Array] | None,
+        taps: Taps,
+    ) -> tuple[Float[Array, "B T D"], tuple[Array, Array] | None]:
+        q = taps("q", self._heads(self.q_proj(x)))
+        k = taps("k", self._heads(self.k_proj(x)))
+        v = taps("v", self._heads(self.v_proj(x)))
+        q = taps("q_rot", rotate(q, context.cos, context.sin))
+        k = taps("k_rot", rotate(k, context.cos, context.sin))
+        if cached is not None:
+            k = append(cached[0], k, context.lengths)
+            v = append(cached[1], v, context.lengths)
+            cached = (k, v)
+        z = attend(q, k, v, context.mask, taps)
+        if taps.wants("head_out"):
+            by_head = self.o_proj.weight[...].reshape(-1, *z.shape[2:])
+            taps("head_out", product("BTNH,DNH->BTND", z, by_head).astype(x.dtype))
+        out = taps("out", self.o_proj(z.reshape(*x.shape[:2], -1)))
+        return out, cached
+
+    def _heads(self, x: Float[Array, "B T NH"]) -> Float[Array, "B T N H"]:
+        return x.reshape(*x.shape[:2], -1, self.head_dim)
+
+
+class MLP(nnx.Module):
+    """SwiGLU: `down(silu(gate(x)) * up(x))` (arXiv 2002.05202)."""
+
+    def __init__(self, config: LlamaConfig, dtype: jnp.dtype) -> None:
+        self.gate_proj = Linear(config.hidden_size, config.intermediate_size, dtype)
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size, dtype)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size, dtype)
+
+    def __call__(self, x: Float[Array, "B T D"], taps: Taps) -> Float[Array, "B T D"]:
+        gate = taps("gate", self.gate_proj(x))
+        up = taps("up", self.up_proj(x))
+        act = taps("act", jax.nn.silu(gate) * up)
+        return taps("out", self.down_proj(act))
+
+
+class Layer(nnx.Module):
+    def __init__(self, config: LlamaConfig, dtype: jnp.dtype) -> None:
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
+        self.self_attn = Attention(config, dtype)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
+        self.mlp = MLP(config, dtype)
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        context: Context,
+        cached: tuple[Array, Array] | None,
+        taps: Taps,
+    ) -> tuple[Float[Array, "B T D"], tuple[Array, Array] | None]:
+        x = taps("resid_pre", x)
+        normed = self.input_layernorm(x, taps.at("input_layernorm"))
+        attended, cached = self.self_attn(normed, context, cached, taps.at("self_attn"))
+        x = taps("resid_mid", x + attended)
+        normed = self.post_attention_layernorm(x, taps.at("post_attention_layernorm"))
+        return taps("resid_post", x + self.mlp(normed, taps.at("mlp"))), cached
+
+
+class Model(nnx.Module):
+    """A Llama 3 of the given architecture. Its parameters are abstract until they are filled.
+
+    >>> model = Model(LlamaConfig.preset("llama-3.1-8b"), jnp.bfloat16)
+    >>> model.layers[3].self_attn.k_proj.weight.get_value()
+    ShapeDtypeStruct(shape=(1024, 4096), dtype=bfloat16)
+    """
+
+    def __init__(self, config: LlamaConfig, dtype: jnp.dtype = jnp.float32) -> None:
+        self.config = config
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, dtype)
+        self.layers = Layers(Layer(config, dtype) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
+        if not config.tie_word_embeddings:
+            self.lm_head = Linear(config.hidden_size, config.vocab_size, dtype)
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        return self.embed_tokens.weight.get_value().dtype
+
+
+Logits = Literal["all", "last", "none"]
+
+
+class Forward(NamedTuple):
+    """What one pass gives."""
+
+    hidden: Float[Array, "B T D"]  # after the final norm
+    logits: Float[Array, "B T V"] | None  # [B, 1, V] where only the last position's were asked for
+    cache: Cache | None
+    captured: dict[str, Array]
+
+
+def forward(
+    model: Model,
+    tokens: Int[Array, "B T"],
+    lengths: Int[Array, " B"],
+    cache: Cache | None = None,
+    capture: frozenset[str] = frozenset(),
+    logits: Logits = "all",
+) -> Forward:
+    """Runs `tokens` behind what `cache` holds; without a cache they are the whole sequence.
+
+    `lengths` says how many of each row's T tokens are real; the rest is padding on the right, that
+    no real position reads. `capture` holds full names of points (`llama_jax.points.resolve`).
+    `logits` are made at all positions, at each row's last real one, or not at all (`"none"`).
+    To be called inside `jax.jit`.
+    """
+    taps = Taps(capture)
+    before = jnp.zeros_like(lengths) if cache is None else cache.lengths
+    size = tokens.shape[1] if cache is None else cache.size
+    positions = before[:, None] + jnp.arange(tokens.shape[1])
+    cos, sin = rotary_tables(model.config, positions, wide(model.dtype))
+    context = Context(cos, sin, causal_mask(positions, before + lengths, size), before)
+
+    x = taps("embed", model.embed_tokens(tokens))
+    stored = []
+    for i, layer in enumerate(model.layers):
+        cached = None if cache is None else (cache.keys[i], cache.values[i])
+        prefix = f"layers.{i}."
+        local = frozenset(n.removeprefix(prefix) for n in capture if n.startswith(prefix))
+        x, cached, captured = _layer(layer, local, x, context, cached)
+        taps.captured.update({prefix + name: value for name, value in captured.items()})
+        stored.append(cached)
+    if cache is not None:
+        keys, values = zip(*stored, strict=True)
+        cache = Cache(keys, values, before + lengths)
+    hidden = model.norm(x, taps.at("norm"))
+    read = hidden if logits == "all" else _last(hidden, lengths)
+    made = None if logits == "none" else taps("logits", unembed(model, read))
+    return Forward(hidden, made, cache, taps.captured)
+
+
+def _last(hidden: Float[Array, "B T D"], lengths: Int[Array, " B"]) -> Float[Array, "B 1 D"]:
+    return jnp.take_along_axis(hidden, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _layer(
+    layer: Layer,
+    wanted: frozenset[str],
+    x: Float[Array, "B T D"],
+    context: Context,
+    cached: tuple[Array, Array] | None,
+) -> tuple[Float[Array, "B T D"], tuple[Array, Array] | None, dict[str, Array]]:
+    # A function of its own, under names without a layer's number: equal layers share one trace.
+    taps = Taps(wanted)
+    x, cached = layer(x, context, cached, taps)
+    return x, cached, taps.captured
+
+
+def unembed(model: Model, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
+    """Logits in at least f32 of hidden states that went through the final norm."""
+    head = model.embed_tokens if model.config.tie_word_embeddings else model.lm_head
+    return linear(hidden, head.weight[...])
+
+
+def leaves_of(model: Model) -> tuple[tuple[Array, ...], Any]:
+    """The weights as a flat tuple, and the static structure that makes a module of them again.
+
+    Compiled functions take these: `jax.tree.unflatten(structure, leaves)` costs nothing inside.
+    Raises `ValueError` for a model that has no weights.
+    """
+    leaves, structure = jax.tree.flatten(model)
+    if not all(isinstance(leaf, jax.Array) for leaf in leaves):
+        raise ValueError(
+            "This Llama is abstract: it has shapes and no weights to compute with. Make one with "
+            "Llama.random or Llama.from_pretrained."
+        )
+    return tuple(leaves), structure
+
+
+def parameters(model: Model) -> dict[str, nnx.Param]:
+    """Every parameter by its name in a checkpoint, without the file's prefix `model.`.
+
+    >>> list(parameters(Model(LlamaConfig.preset("llama-3.2-1b"))))[:2]
+    ['embed_tokens.weight', 'layers.0.input_layernorm.weight']
+    """
+    flat = nnx.to_flat_state(nnx.state(model, nnx.Param))
+    return {".".join(map(str, path)): parameter for path, parameter in flat}
+
+
+def initialize(model: Model, seed: int = 0, std: float = 0.02) -> None:
+    """Fills `model` with normal matrices of the given deviation and norms of one.
+
+    Each parameter's numbers depend on the seed and on its own name alone.
+    """
+    key = jax.random.key(seed)
+    for name, parameter in parameters(model).items():
+        shape, dtype = parameter.get_value().shape, parameter.get_value().dtype
+        if len(shape) == 1:
+            parameter.set_value(jnp.ones(shape, dtype))
+        else:
+            own = jax.random.fold_in(key, zlib.crc32(name.encode()))
+            parameter.set_value(_normal(own, shape, dtype, std))
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def _normal(key: Array, shape: tuple[int, ...], dtype: jnp.dtype, std: float) -> Array:
+    return (jax.random.normal(key, shape, jnp.float32) * std).astype(dtype)
+
+
+def _abstract(shape: tuple[int, ...], dtype: jnp.dtype) -> nnx.Param:
+    return nnx.Param(jax.ShapeDtypeStruct(shape, dtype))
