@@ -1,0 +1,74 @@
+# Each target sets itself up from Python (3.11 or newer) and make. Another Python: make PYTHON=python3.12 lab
+PYTHON       ?= python3.13 python3.12 python3.11 python3 python
+NOTEBOOK     ?= notebooks/01_open_a_llama.ipynb
+LAB_ARGS     ?=
+TEST_ARGS    ?=
+ORACLE_ARGS  ?=
+BENCH_ARGS   ?=
+
+V   := .venv
+PY  := $(V)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check
+# uv installs the same packages several times faster.
+INSTALL := $(if $(shell command -v uv 2>/dev/null),uv pip install --quiet --python $(PY),$(PIP) install --quiet)
+
+.DEFAULT_GOAL := help
+.PHONY: help lab test oracle bench lint browser clean
+
+help:
+	@echo "make lab      open JupyterLab on $(NOTEBOOK)"
+	@echo "make test     run every test that needs no other implementation"
+	@echo "make oracle   compare with torch, transformers and llama-models (a large download)"
+	@echo "make bench    measure"
+	@echo "make lint     ruff and mypy"
+	@echo "make clean    remove $(V) and all caches"
+
+lab: $(V)/.lab
+	@JUPYTER_PREFER_ENV_PATH=1 $(PY) -m jupyterlab \
+	  --LabApp.default_url=/lab/tree/$(NOTEBOOK) \
+	  $$([ "$$(id -u)" = 0 ] && echo --allow-root) \
+	  $$([ "$$(uname)" = Darwin ] || [ -n "$$DISPLAY$$WAYLAND_DISPLAY" ] || echo --no-browser) \
+	  $(LAB_ARGS)
+
+test: $(V)/.test browser
+	$(PY) -m pytest $(TEST_ARGS)
+
+# Says which browser the tests will use, and gets one where there is none.
+browser: $(V)/.test
+	@$(PY) tests/browser/chromium.py
+
+oracle: $(V)/.oracle
+	$(PY) -m pytest tests/oracle $(ORACLE_ARGS)
+
+bench: $(V)/.test
+	$(PY) -m benchmarks $(BENCH_ARGS)
+
+lint: $(V)/.test
+	$(PY) -m ruff check
+	$(PY) -m mypy
+
+clean:
+	rm -rf $(V) .cache .ruff_cache test-results build dist
+
+$(V)/.made:
+	@if $(PY) -m pip --version >/dev/null 2>&1; then touch $@; exit; fi; \
+	for name in $(PYTHON); do \
+	  if $$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found=$$name; break; fi; \
+	done; \
+	if [ -z "$$found" ]; then \
+	  echo "Python 3.11 or newer is needed. Tried:" >&2; \
+	  for name in $(PYTHON); do echo "  $$name: $$($$name -V 2>&1 | head -n 1)" >&2; done; \
+	  echo "Install one, or name it: make PYTHON=/path/to/python $(MAKECMDGOALS)" >&2; exit 1; \
+	fi; \
+	echo "$$($$found -V) -> $(V)"; $$found -m venv $(V) && touch $@
+
+$(V)/.lab $(V)/.test: $(V)/.made pyproject.toml
+	@echo "installing llama-jax[$(patsubst .%,%,$(@F))] into $(V): a minute or two the first time"
+	@$(INSTALL) -e '.[$(patsubst .%,%,$(@F))]'
+	@touch $@
+
+# Always pip: it also looks where its own settings point, and a CPU build of torch is often found there.
+$(V)/.oracle: $(V)/.test
+	@echo "installing llama-jax[oracle] into $(V)"
+	@$(PIP) install --quiet -e '.[oracle]'
+	@touch $@

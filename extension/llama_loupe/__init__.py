@@ -1,0 +1,59 @@
+"""A loupe for Llamas in a notebook: `%load_ext llama_loupe` draws every tree and array.
+
+What is the last line of a cell, or is given to `show`, is drawn by Treescope as a tree that folds,
+with a picture of each array in it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import treescope
+from IPython.core.getipython import get_ipython
+from IPython.display import display
+
+from llama_loupe import renderer
+from llama_loupe.labels import token_labels
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+__all__ = ["load_ipython_extension", "show", "token_labels", "unload_ipython_extension"]
+
+
+def show(*values: Any) -> None:
+    """Draws each value below the last one: trees fold, arrays are pictures, strings are text.
+
+    Works with and without `%load_ext llama_loupe`. Outside a notebook it prints.
+
+    >>> show("three weights:", {"up": 1.5, "down": [2, 3]})
+    three weights:
+    {'up': 1.5, 'down': [2, 3]}
+    """
+    for value in values:
+        if isinstance(value, str):
+            print(value)
+        elif get_ipython() is None:
+            print(renderer.text(value))
+        else:
+            with treescope.active_autovisualizer.set_scoped(renderer.PICTURES):
+                drawn = renderer.html(value)
+            if drawn is None:
+                display(value)
+            else:
+                display({"text/html": drawn, "text/plain": renderer.text(value)}, raw=True)
+
+
+def load_ipython_extension(ip: InteractiveShell) -> None:
+    """`%load_ext llama_loupe`: Treescope draws what cells display, in this notebook only.
+
+    Of an array inside a tree at most 1,000 cells are drawn, and of a tree the first 100 arrays; the
+    others are described, and drawn when they are displayed alone. `%%autovisualize False` at the
+    top of a cell leaves pictures out of its output.
+    """
+    renderer.install(ip)
+
+
+def unload_ipython_extension(ip: InteractiveShell) -> None:
+    """`%unload_ext llama_loupe`: what cells display looks as it did before."""
+    renderer.remove(ip)
