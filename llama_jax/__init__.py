@@ -1,0 +1,12 @@
+"""A Llama 3 in JAX that can be seen through: open it, run it, read any tensor inside.
+
+`Llama` is where to start; `llama_jax.points` names every tensor.
+"""
+
+from llama_jax.config import LlamaConfig
+from llama_jax.generate import Generation
+from llama_jax.llama import Llama
+from llama_jax.run import Run
+
+__all__ = ["Generation", "Llama", "LlamaConfig", "Run"]
+__version__ = "0.1.0"

@@ -1,0 +1,242 @@
+"""`Llama`: a model, its tokenizer and how it stops, in one handle."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int
+
+from llama_jax import generate as writing
+from llama_jax import run as running
+from llama_jax.checkpoint import huggingface
+from llama_jax.config import LlamaConfig
+from llama_jax.cria import WEIGHTS as CRIA
+from llama_jax.dtypes import as_dtype
+from llama_jax.generate import Generation, Step
+from llama_jax.memory import check_fits
+from llama_jax.model import Logits, Model, initialize
+from llama_jax.points import Points
+from llama_jax.run import Run
+from llama_jax.sampling import Sampling
+from llama_jax.text import Tokenizer
+
+__all__ = ["Llama", "Prompt", "PromptError"]
+
+# Text, several texts, tokens [T] or [B, T], or several rows of tokens.
+Prompt = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | np.ndarray
+
+
+class PromptError(ValueError):
+    """A prompt that this model cannot take."""
+
+
+@dataclasses.dataclass(eq=False, repr=False)
+class Llama:
+    """A Llama 3 that can be run, looked into, and asked to write.
+
+    Made by `Llama.from_pretrained`, `Llama.random` or `Llama.abstract`.
+
+    >>> llama = Llama.from_pretrained("cria")
+    >>> llama.pieces(llama.tokens("Once upon a time"))
+    ['<|begin_of_text|>', 'Once', ' upon', ' a', ' time']
+    """
+
+    model: Model
+    tokenizer: Tokenizer | None = None
+    stop_tokens: tuple[int, ...] = ()
+
+    @property
+    def config(self) -> LlamaConfig:
+        return self.model.config
+
+    @classmethod
+    def from_pretrained(cls, path: str | os.PathLike[str], dtype: Any = None) -> Llama:
+        """Opens a Hugging Face checkpoint on disk, or `"cria"`, the small Llama that ships.
+
+        `path` is a folder with `config.json` and safetensors (one file, or shards with an index);
+        tokenizer and generation config are read where they lie beside. `dtype` casts the weights
+        as they are read; by default they stay as stored. Everything is checked before any weight
+        is read; raises `CheckpointError` (what is wrong with the files), `ConfigError` (what this
+        model does not do), `FileNotFoundError`, `MemoryError`. Never uses the network.
+        """
+        folder = CRIA if os.fspath(path) == "cria" else pathlib.Path(path).expanduser()
+        config = huggingface.read_config(folder)
+        model = Model(LlamaConfig.from_huggingface(config), jnp.float32)
+        wanted = None if dtype is None else as_dtype(dtype)
+        huggingface.load(folder, model, wanted)
+        tokenizer = huggingface.read_tokenizer(folder)
+        return cls(model, tokenizer, huggingface.read_stop_tokens(folder))
+
+    @classmethod
+    def random(
+        cls, config: str | LlamaConfig, seed: int = 0, dtype: Any = "float32", std: float = 0.02
+    ) -> Llama:
+        """A Llama of a preset's or a config's shape with normal weights of deviation `std`.
+
+        >>> Llama.random(dataclasses.replace(LlamaConfig.preset("llama-3.2-1b"), vocab_size=16,
+        ...     hidden_size=8, intermediate_size=16, num_hidden_layers=1)).config.vocab_size
+        16
+        """
+        llama = cls.abstract(config, dtype)
+        check_fits(llama.config.parameter_count * llama.model.dtype.itemsize, _name(config))
+        initialize(llama.model, seed, std)
+        return llama
+
+    @classmethod
+    def abstract(cls, config: str | LlamaConfig, dtype: Any = "bfloat16") -> Llama:
+        """The tree of a preset or a config with shapes and dtypes only: it takes no memory.
+
+        >>> Llama.abstract("llama-3.1-405b").model.norm.weight.get_value()
+        ShapeDtypeStruct(shape=(16384,), dtype=bfloat16)
+        """
+        config = LlamaConfig.preset(config) if isinstance(config, str) else config
+        return cls(Model(config, as_dtype(dtype)))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes a Hugging Face checkpoint that transformers loads, replacing one that is there.
+
+        It is written beside and put in place whole: an error or an interrupt leaves the old one.
+        """
+        huggingface.save(path, self.model, self.tokenizer, self.stop_tokens)
+
+    def tokens(self, text: str | Sequence[str], allow_special: bool = False) -> np.ndarray:
+        """`[1, T]` int32 tokens with BOS; `[B, T]` for several texts of equal length in tokens.
+
+        Names of special tokens in the text stay plain text unless `allow_special`.
+        """
+        texts = [text] if isinstance(text, str) else list(text)
+        rows = [self._tokenizer().encode(t, allow_special=allow_special) for t in texts]
+        if len({len(row) for row in rows}) > 1:
+            raise PromptError(
+                f"The texts have {[len(row) for row in rows]} tokens and make no [B, T] array. "
+                "Give the texts themselves to run, generate or stream, which take uneven ones."
+            )
+        return np.array(rows, np.int32)
+
+    def pieces(self, tokens: Any) -> Any:
+        """A printable string per token, in lists shaped as `tokens` is; `[1, T]` gives one list.
+
+        A token that is part of a character is written in bytes, `\\\\xE2`.
+        """
+        array = np.asarray(tokens)
+        if array.ndim == 2 and len(array) == 1:
+            array = array[0]
+        if array.ndim == 2:
+            return [self._tokenizer().pieces(row.tolist()) for row in array]
+        return self._tokenizer().pieces(np.atleast_1d(array).tolist())
+
+    def run(self, prompt: Prompt, capture: Points = (), logits: Logits = "all") -> Run:
+        """One forward pass that returns the logits and every point that is asked for.
+
+        `prompt` is text, several texts, or tokens `[T]`, `[B, T]` or rows of uneven lengths, which
+        are aligned on the left. `capture` names points (`llama_jax.points.resolve` says how).
+        `logits` is `"all"` for `[B, T, V]` or `"last"` for `[B, 1, V]` at each row's end. A second
+        call with the same shapes and points does not compile. Raises `PromptError`, `PointError`.
+        """
+        tokens, lengths, _ = self._read(prompt)
+        return running.run(self, tokens, lengths, capture, logits)
+
+    def stream(
+        self,
+        prompt: Prompt,
+        max_new_tokens: int = 64,
+        temperature: float = 0.6,
+        top_p: float = 0.9,
+        top_k: int | None = None,
+        seed: int = 0,
+        stop: str | int | Sequence[str | int] = (),
+    ) -> Iterator[Step]:
+        """Writes on from the prompt and yields a `Step` a token; takes what `generate` takes.
+
+        The texts of the steps, joined, are `generate`'s text.
+
+        >>> llama = Llama.from_pretrained("cria")
+        >>> "".join(step.text for step in llama.stream("Once upon", 3, temperature=0))
+        ' a time,'
+        """
+        sampling = Sampling(temperature, top_p, top_k, seed)
+        return writing.write(self, *self._read(prompt), max_new_tokens, sampling, stop)
+
+    def generate(
+        self,
+        prompt: Prompt,
+        max_new_tokens: int = 64,
+        temperature: float = 0.6,
+        top_p: float = 0.9,
+        top_k: int | None = None,
+        seed: int = 0,
+        stop: str | int | Sequence[str | int] = (),
+    ) -> Generation:
+        """Writes on from one prompt or a batch of uneven ones.
+
+        A row ends at `max_new_tokens`, at one of the checkpoint's end tokens, or at one of `stop`:
+        token ids, names of special tokens, or texts (the text ends before it, the tokens after).
+        `temperature=0` is greedy; otherwise a token is drawn after `top_k`, then `top_p`
+        (`llama_jax.sampling.Sampling`), and equal seeds draw equal tokens. Raises `ValueError`
+        for settings out of range and `PromptError`, before anything runs.
+        """
+        sampling = Sampling(temperature, top_p, top_k, seed)
+        tokens, lengths, single = self._read(prompt)
+        steps = writing.write(self, tokens, lengths, single, max_new_tokens, sampling, stop)
+        return writing.collect(steps, len(tokens), single)
+
+    def _read(self, prompt: Prompt) -> tuple[Int[np.ndarray, "B T"], Int[np.ndarray, " B"], bool]:
+        """Tokens padded on the right, the rows' lengths, and whether it was one prompt."""
+        rows, single = self._rows(prompt)
+        lengths = np.array([len(row) for row in rows], np.int32)
+        if not len(rows) or not lengths.all():
+            which = f" (row {int(np.argmin(lengths))})" if len(rows) > 1 else ""
+            raise PromptError(f"The prompt{which} is empty: there is no token to start from.")
+        tokens = np.zeros((len(rows), lengths.max()), np.int32)
+        for i, row in enumerate(rows):
+            bad = np.flatnonzero((row < 0) | (row >= self.config.vocab_size))
+            if len(bad):
+                raise PromptError(
+                    f"Token {int(row[bad[0]])} at position {int(bad[0])} of row {i}: this model "
+                    f"has a vocabulary of {self.config.vocab_size} tokens, 0 to "
+                    f"{self.config.vocab_size - 1}."
+                )
+            tokens[i, : len(row)] = row
+        return tokens, lengths, single
+
+    def _rows(self, prompt: Prompt) -> tuple[list[np.ndarray], bool]:
+        if isinstance(prompt, str):
+            return [np.array(self._tokenizer().encode(prompt))], True
+        items = list(prompt)
+        if items and all(isinstance(item, str) for item in items):
+            return [np.array(self._tokenizer().encode(text)) for text in items], False
+        single = np.ndim(items[0]) == 0 if items else True
+        rows = [np.asarray(row) for row in ([items] if single else items)]
+        for i, row in enumerate(rows):
+            if row.ndim != 1 or (row.size and not np.issubdtype(row.dtype, np.integer)):
+                raise PromptError(
+                    f"Row {i} of the prompt is {row.dtype} of shape {list(row.shape)}; a prompt is "
+                    "text, several texts, or integer tokens [T] or [B, T]."
+                )
+        return rows, single
+
+    def _tokenizer(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise PromptError(
+                "This model came without a tokenizer (no tokenizer.json beside its weights), so it "
+                "takes no text: give token arrays [T] or [B, T]."
+            )
+        return self.tokenizer
+
+    def __repr__(self) -> str:
+        c = self.config
+        return (
+            f"Llama({c.parameter_count:,} parameters in {self.model.dtype}: "
+            f"{c.num_hidden_layers} layers, D {c.hidden_size}, {c.num_attention_heads} heads / "
+            f"{c.num_key_value_heads} KV heads, vocabulary {c.vocab_size:,})"
+        )
+
+
+def _name(config: str | LlamaConfig) -> str:
+    return config if isinstance(config, str) else "A model of this config"
