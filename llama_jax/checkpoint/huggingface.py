@@ -1,0 +1,344 @@
+"""Hugging Face checkpoints: `config.json`, safetensors in one file or in shards, a tokenizer.
+
+Files put `model.` before the names of most tensors; it is taken off and put on here alone. Loading
+checks all names, shapes and dtypes from the files' headers, then reads each tensor into the memory
+that its array keeps, so that it takes the room of the weights and little more.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import math
+import os
+import pathlib
+import shutil
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tqdm.auto
+from safetensors.numpy import save_file
+
+from llama_jax.checkpoint.folder import replacing
+from llama_jax.checkpoint.tensors import (
+    DTYPES,
+    CheckpointError,
+    TensorInfo,
+    equal,
+    listed,
+    read,
+    read_header,
+)
+from llama_jax.dtypes import as_dtype
+from llama_jax.memory import check_fits
+from llama_jax.model import Model, parameters
+from llama_jax.text import Tokenizer
+
+__all__ = ["inspect", "load", "read_config", "read_stop_tokens", "read_tokenizer", "save"]
+
+Path = str | os.PathLike[str]
+
+_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """The content of `config.json`. Raises `FileNotFoundError`, `CheckpointError`."""
+    directory = _existing(directory)
+    if not (directory / "config.json").is_file():
+        raise CheckpointError(
+            f"{directory} has no config.json. A checkpoint is a folder with config.json and "
+            f"{_WEIGHTS} (or shards and {_INDEX}); this one has {_contents(directory)}."
+        )
+    return _read_json(directory / "config.json")
+
+
+def read_tokenizer(directory: Path) -> Tokenizer | None:
+    """The tokenizer of a checkpoint, or None where it has no `tokenizer.json`."""
+    file = _existing(directory) / "tokenizer.json"
+    return Tokenizer.from_file(file) if file.is_file() else None
+
+
+def read_stop_tokens(directory: Path) -> tuple[int, ...]:
+    """The end tokens: `eos_token_id` of `generation_config.json`, else of `config.json`."""
+    for name in ("generation_config.json", "config.json"):
+        file = _existing(directory) / name
+        ids = _read_json(file).get("eos_token_id") if file.is_file() else None
+        if ids is not None:
+            return tuple(ids) if isinstance(ids, list) else (ids,)
+    return ()
+
+
+def inspect(directory: Path) -> dict[str, TensorInfo]:
+    """What the files hold, by name without `model.`; reads their headers only.
+
+    Raises `CheckpointError` for a file that is missing, cut off or not safetensors, and for files
+    that contradict each other; `FileNotFoundError` where there is no such folder.
+    """
+    directory = _existing(directory)
+    tensors: dict[str, TensorInfo] = {}
+    for file, indexed in _files(directory).items():
+        here = read_header(directory / file)
+        absent = sorted(indexed - set(here))
+        if absent:
+            raise CheckpointError(f"{directory / file}: {_INDEX} says it has {_list(absent)}.")
+        for full_name, info in here.items():
+            name = full_name.removeprefix("model.")
+            if name in tensors:
+                raise CheckpointError(
+                    f"{name} is twice in {directory}: in {tensors[name].file.name} and in {file}. "
+                    "Are two checkpoints mixed?"
+                )
+            tensors[name] = info
+    return tensors
+
+
+def load(directory: Path, model: Model, dtype: Any = None, progress: bool = True) -> None:
+    """Fills `model` with the weights of a checkpoint, as stored or cast to `dtype`.
+
+    All names, shapes and dtypes are checked before any weight is read: `CheckpointError` lists
+    what does not fit, `MemoryError` says what there is no room for. float64 becomes float32 unless
+    JAX has 64 bits switched on. `progress` shows a bar where there is much to read. After an error
+    or an interrupt in the middle the model is filled in part, and can be loaded again.
+    """
+    tensors = inspect(directory)
+    slots = parameters(model)
+    _check(directory, tensors, {name: slot.get_value().shape for name, slot in slots.items()})
+
+    order = sorted(slots, key=lambda name: (tensors[name].file, tensors[name].offset))
+    if dtype is None:
+        dtypes = {n: jax.dtypes.canonicalize_dtype(DTYPES[tensors[n].dtype]) for n in order}
+    else:
+        dtypes = dict.fromkeys(order, as_dtype(dtype))
+    size = sum(math.prod(tensors[name].shape) * dtypes[name].itemsize for name in order)
+    check_fits(size, str(directory))
+    quiet = not progress or size < 200e6
+    with tqdm.auto.tqdm(desc="Loading", total=size, unit="B", unit_scale=1, disable=quiet) as bar:
+        for name in order:
+            array = jax.device_put(read(tensors[name], dtypes[name]))
+            slots[name].set_value(array.block_until_ready())  # one tensor at a time on its way
+            bar.update(array.nbytes)
+
+
+def save(
+    directory: Path,
+    model: Model,
+    tokenizer: Tokenizer | None = None,
+    stop_tokens: Iterable[int] = (),
+    max_shard_bytes: int = 5_000_000_000,
+) -> None:
+    """Writes a checkpoint that transformers loads; in shards where it is larger than one.
+
+    It takes the place of `directory` when it is whole: after an error or an interrupt the old
+    checkpoint is as it was. What else lies in `directory` stays. Raises `CheckpointError` rather
+    than touch a folder that is no checkpoint.
+    """
+    directory = pathlib.Path(directory).expanduser().resolve()
+    _check_replaceable(directory)
+    weights = {name: slot.get_value() for name, slot in parameters(model).items()}
+    if not all(isinstance(weight, jax.Array) for weight in weights.values()):
+        raise CheckpointError(
+            f"The model is abstract: there are no weights to save in {directory}."
+        )
+    with replacing(directory, _is_ours) as new:
+        _write_configs(new, model, tokenizer, list(stop_tokens))
+        _write_weights(new, weights, max_shard_bytes)
+
+
+# Reading
+
+
+def _files(directory: pathlib.Path) -> dict[str, set[str]]:
+    """The safetensors files, each with the tensors that the index, where there is one, names."""
+    if (directory / _WEIGHTS).is_file():
+        return {_WEIGHTS: set()}
+    if not (directory / _INDEX).is_file():
+        raise CheckpointError(
+            f"{directory} has neither {_WEIGHTS} nor {_INDEX}; it has {_contents(directory)}."
+        )
+    weight_map = _read_json(directory / _INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{directory / _INDEX} has no weight_map.")
+    files: dict[str, set[str]] = {}
+    for name, file in weight_map.items():
+        if not isinstance(file, str) or pathlib.PurePath(file).name != file:
+            raise CheckpointError(f"{directory / _INDEX}: {name} is in {file!r}, no file name.")
+        files.setdefault(file, set()).add(name)
+    missing = sorted(file for file in files if not (directory / file).is_file())
+    if missing:
+        raise CheckpointError(
+            f"{directory} lacks {len(missing)} of the {len(files)} files that {_INDEX} names: "
+            f"{_list(missing)}. Was all of it downloaded?"
+        )
+    return files
+
+
+def _check(
+    directory: Path, tensors: dict[str, TensorInfo], shapes: dict[str, tuple[int, ...]]
+) -> None:
+    missing, misshapen, strange = [], [], []
+    for name, shape in shapes.items():
+        info = tensors.get(name)
+        if info is None:
+            missing.append(f"{name}: not in the files, config says {list(shape)}")
+        elif info.shape != shape:
+            misshapen.append(f"{name}: file has {list(info.shape)}, config says {list(shape)}")
+        elif info.dtype not in DTYPES:
+            strange.append(f"{name}: file has {info.dtype}, what is read is {', '.join(DTYPES)}")
+    head, tied = tensors.get("lm_head.weight"), "lm_head.weight" not in shapes
+    surplus = [
+        f"{name}: file has {list(info.shape)}, config has no such tensor"
+        for name, info in tensors.items()
+        if name not in shapes
+        and info is not head
+        and not name.endswith(".rotary_emb.inv_freq")  # in old files; it follows from the config
+    ]
+    kinds = [listed(kind) for kind in (missing, misshapen, surplus, strange)]
+    if any(kinds):
+        problems = "".join(f"\n  {line}" for kind in kinds for line in kind)
+        hint = _hint(missing, misshapen)
+        raise CheckpointError(f"{directory}: files and config.json do not fit.{problems}\n{hint}")
+    if tied and head and not equal(head, tensors["embed_tokens.weight"]):
+        raise CheckpointError(
+            f"{directory}: lm_head.weight {head.dtype} {list(head.shape)} differs from "
+            "embed_tokens.weight, but config.json ties them. Should it say "
+            "tie_word_embeddings = false?"
+        )
+
+
+def _hint(missing: list[str], misshapen: list[str]) -> str:
+    if len(missing) == 1 and missing[0].startswith("lm_head"):
+        return "Should config.json say tie_word_embeddings = true?"
+    sized_by = {  # by a part of a tensor's name; the first that occurs
+        "norm": "hidden_size",
+        "embed_tokens": "vocab_size",
+        "q_proj": "num_attention_heads or head_dim",
+        "k_proj": "num_key_value_heads",
+        "mlp": "intermediate_size",
+    }
+    for part, setting in sized_by.items():
+        if any(part in line for line in misshapen):
+            return f"Is {setting} right in config.json?"
+    return "Do config.json and these files belong together?"
+
+
+# Writing
+
+
+def _check_replaceable(directory: pathlib.Path) -> None:
+    if not directory.exists():
+        return
+    if not directory.is_dir():
+        raise CheckpointError(f"{directory} is a file. A checkpoint is a folder.")
+    if any(directory.iterdir()) and not (directory / "config.json").is_file():
+        raise CheckpointError(
+            f"{directory} has no config.json, so it is no checkpoint to replace; it has "
+            f"{_contents(directory)}. Save to a new folder."
+        )
+
+
+def _is_ours(name: str) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in _OURS)
+
+
+_OURS = (
+    "config.json",
+    "generation_config.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
+
+
+def _write_configs(
+    directory: pathlib.Path, model: Model, tokenizer: Tokenizer | None, stop_tokens: list[int]
+) -> None:
+    tokens: dict[str, Any] = {}
+    if tokenizer is not None:
+        tokenizer.save(directory)
+        tokens |= {} if tokenizer.bos is None else {"bos_token_id": tokenizer.bos}
+    if stop_tokens:
+        tokens["eos_token_id"] = stop_tokens
+    config = {**model.config.to_huggingface(), **tokens, "torch_dtype": model.dtype.name}
+    _write_json(directory / "config.json", config)
+    if tokens:
+        _write_json(directory / "generation_config.json", tokens)
+
+
+def _write_weights(
+    directory: pathlib.Path, weights: dict[str, jax.Array], max_shard_bytes: int
+) -> None:
+    shards = _shards(weights, max_shard_bytes)
+    weight_map: dict[str, str] = {}
+    for i, names in enumerate(shards, 1):
+        file = f"model-{i:05}-of-{len(shards):05}.safetensors" if len(shards) > 1 else _WEIGHTS
+        tensors = {_full_name(name): _on_host(weights[name]) for name in names}
+        save_file(tensors, directory / file, metadata={"format": "pt"})
+        # safetensors lets nobody else read what it writes; let the umask decide, as elsewhere.
+        shutil.copymode(directory / "config.json", directory / file)
+        weight_map |= dict.fromkeys(tensors, file)
+    if len(shards) > 1:
+        total = sum(weight.nbytes for weight in weights.values())
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        _write_json(directory / _INDEX, index)
+
+
+def _shards(weights: dict[str, jax.Array], max_bytes: int) -> list[list[str]]:
+    shards: list[list[str]] = [[]]
+    room = max_bytes
+    for name, weight in weights.items():
+        if weight.nbytes > room and shards[-1]:
+            shards.append([])
+            room = max_bytes
+        shards[-1].append(name)
+        room -= weight.nbytes
+    return shards
+
+
+def _full_name(name: str) -> str:
+    return name if name == "lm_head.weight" else f"model.{name}"
+
+
+def _on_host(weight: jax.Array) -> np.ndarray:
+    if [device.platform for device in weight.devices()] != ["cpu"]:
+        # An array keeps the host's copy of itself that NumPy asks for; this one takes it away.
+        weight = jnp.copy(weight)
+    return np.ascontiguousarray(weight)
+
+
+# Both
+
+
+def _existing(directory: Path) -> pathlib.Path:
+    directory = pathlib.Path(directory).expanduser()
+    if not directory.exists():
+        raise FileNotFoundError(f"There is no {directory} on this machine.")
+    if not directory.is_dir():
+        raise CheckpointError(f"{directory} is a file. A checkpoint is a folder: give that.")
+    return directory
+
+
+def _read_json(file: pathlib.Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text("utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{file} is not JSON: {error}.") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file} holds a {type(content).__name__}, not settings by name.")
+    return content
+
+
+def _write_json(file: pathlib.Path, content: dict[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+
+
+def _contents(directory: pathlib.Path) -> str:
+    return _list(sorted(entry.name for entry in directory.iterdir())) or "nothing"
+
+
+def _list(names: list[str]) -> str:
+    return ", ".join(listed(names))

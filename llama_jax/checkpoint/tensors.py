@@ -1,0 +1,124 @@
+"""One safetensors file: what its header says, and its tensors as arrays.
+
+`safetensors` checks the file. The bytes are read here, into memory that a `jax.Array` on a CPU
+takes over; JAX has to copy what `safetensors` itself returns, which is several times slower.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+__all__ = ["DTYPES", "CheckpointError", "TensorInfo", "equal", "listed", "read", "read_header"]
+
+#: What is read, by the format's names.
+DTYPES: dict[str, np.dtype] = {
+    "BF16": jnp.dtype("bfloat16"),
+    "F16": jnp.dtype("float16"),
+    "F32": jnp.dtype("float32"),
+    "F64": jnp.dtype("float64"),
+}
+
+
+class CheckpointError(ValueError):
+    """Files that are not a whole checkpoint, or not one of this model."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorInfo:
+    """Where a tensor lies: `nbytes` from `offset` in `file`; `dtype` is the format's name of it."""
+
+    file: pathlib.Path
+    offset: int
+    nbytes: int
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def read_header(file: pathlib.Path) -> dict[str, TensorInfo]:
+    """Every tensor of a file by its name. Raises `CheckpointError` where the file is not whole."""
+    try:
+        with safe_open(file, framework="np"):
+            pass  # it has compared the header with itself and with the length of the file
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{file} ({file.stat().st_size:,} bytes) is not a whole safetensors file: {error}. "
+            "Is it a download that broke off, or a Git LFS pointer?"
+        ) from None
+    with open(file, "rb") as stream:
+        start = 8 + int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(start - 8))
+    header.pop("__metadata__", None)
+    return {
+        name: TensorInfo(
+            file,
+            start + tensor["data_offsets"][0],
+            tensor["data_offsets"][1] - tensor["data_offsets"][0],
+            tuple(tensor["shape"]),
+            tensor["dtype"],
+        )
+        for name, tensor in header.items()
+    }
+
+
+def read(info: TensorInfo, dtype: np.dtype) -> np.ndarray:
+    """The tensor as `dtype`, cast a few megabytes at a time, in memory that JAX takes over."""
+    stored = DTYPES[info.dtype]
+    array = _aligned(info.shape, dtype)
+    flat = array.reshape(-1)
+    with open(info.file, "rb", buffering=0) as file:
+        file.seek(info.offset)
+        if stored == dtype:
+            _fill(file, flat)
+        else:
+            chunk = np.empty(_CHUNK // stored.itemsize, stored)
+            for start in range(0, flat.size, chunk.size):
+                part = chunk[: flat.size - start]
+                _fill(file, part)
+                flat[start : start + part.size] = part
+    return array
+
+
+def equal(a: TensorInfo, b: TensorInfo) -> bool:
+    """Whether two tensors have the same shape, dtype and bytes."""
+    if (a.shape, a.dtype) != (b.shape, b.dtype):
+        return False
+    with open(a.file, "rb") as file_a, open(b.file, "rb") as file_b:
+        file_a.seek(a.offset)
+        file_b.seek(b.offset)
+        sizes = (min(_CHUNK, a.nbytes - start) for start in range(0, a.nbytes, _CHUNK))
+        return all(file_a.read(size) == file_b.read(size) for size in sizes)
+
+
+def listed(names: Sequence[str], most: int = 10) -> list[str]:
+    """`names`, cut where there are too many to read in a message."""
+    cut = [f"… and {len(names) - most} more"] if len(names) > most else []
+    return [*names[:most], *cut]
+
+
+_CHUNK = 4 * 2**20  # bytes that fit into a cache, so that a cast finds there what was just read
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Uninitialized memory that starts where XLA wants it to; JAX copies any other."""
+    nbytes = math.prod(shape) * dtype.itemsize
+    memory = np.empty(nbytes + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + nbytes].view(dtype).reshape(shape)
+
+
+def _fill(file: Any, array: np.ndarray) -> None:
+    rest = memoryview(array.view(np.uint8).data)
+    while rest:
+        count = file.readinto(rest)
+        if not count:
+            raise CheckpointError(f"{file.name} became shorter while it was read.")
+        rest = rest[count:]
