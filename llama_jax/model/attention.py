@@ -34,11 +34,11 @@ def attend(
     """
     batch, queries, heads, size = q.shape
     groups = k.shape[2]
-    grouped = q.reshape(batch, queries, groups, heads // groups, size)
-    scores = product("BTKGH,BSKH->BKGTS", grouped, k)
-    scores = scores.reshape(batch, heads, queries, -1) * size**-0.5
-    scores = taps("scores", jnp.where(mask[:, None], scores, -jnp.inf))
+    # The small tensors are brought into the order of the products, not the T x S ones.
+    grouped = q.reshape(batch, queries, groups, heads // groups, size).transpose(0, 2, 3, 1, 4)
+    scores = product("BKGTH,BSKH->BKGTS", grouped, k).reshape(batch, heads, queries, -1)
+    scores = taps("scores", jnp.where(mask[:, None], scores * size**-0.5, -jnp.inf))
     pattern = taps("pattern", jax.nn.softmax(scores, axis=-1).astype(q.dtype))
     by_group = pattern.reshape(batch, groups, heads // groups, queries, -1)
-    z = product("BKGTS,BSKH->BTKGH", by_group, v)
+    z = product("BKGTS,BSKH->BKGTH", by_group, v).transpose(0, 3, 1, 2, 4)
     return taps("z", z.reshape(q.shape).astype(q.dtype))

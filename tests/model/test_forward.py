@@ -56,7 +56,7 @@ def test_each_row_of_an_uneven_batch_is_the_row_alone():
     alone = run(made, TOKENS[1:, :23], lengths[1:], capture=frozenset(resolve("pattern", 3)))
     np.testing.assert_allclose(both.logits[1:, :23], alone.logits, **close(alone.logits))
     for name, pattern in alone.captured.items():
-        np.testing.assert_allclose(both.captured[name][1:, :, :23, :23], pattern, atol=1e-6)
+        np.testing.assert_allclose(both.captured[name][1:, :, :23, :23], pattern, atol=1e-5)
         assert (both.captured[name][1, :, :, 23:] == 0).all()
 
 
