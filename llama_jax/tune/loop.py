@@ -1,0 +1,226 @@
+"""The training loop: a generator that yields its state at each step, and can go on later."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import os
+import pathlib
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int
+from tqdm.auto import tqdm
+
+from llama_jax.model import Model, forward, leaves_of, parameters, unembed
+from llama_jax.tune.data import Batch
+
+__all__ = ["State", "TrainingError", "next_token_loss", "train"]
+
+
+class TrainingError(ValueError):
+    """A training that cannot start, go on, or that has lost its way."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class State:
+    """Where a training stands after `step` of `steps` steps.
+
+    `model` is the model that is being trained, with the weights of this step. The arrays in it and
+    in `optimizer_state` are given to the next step, which computes in their memory: copy what has
+    to live longer.
+    """
+
+    step: int
+    steps: int
+    loss: float  # nats per token, of this step's batch before its update
+    gradient_norm: float  # before clipping
+    learning_rate: float  # of this step; nan where the optimizer does not tell
+    tokens: int  # how many were learnt from so far
+    seconds: float  # spent so far, compilation and earlier sessions among them
+    model: Model
+    optimizer_state: Any
+
+    def __repr__(self) -> str:
+        return (
+            f"State(step {self.step} of {self.steps}, loss {self.loss:.4f}, "
+            f"{self.tokens} tokens in {self.seconds:.0f} s)"
+        )
+
+
+def train(
+    model: Model,
+    batches: Iterable[Batch],
+    optimizer: optax.GradientTransformation,
+    steps: int,
+    trainable: Callable[[str], bool] = lambda name: True,
+    directory: str | os.PathLike[str] | None = None,
+    save_every: float = 60.0,
+    progress: bool = True,
+) -> Iterator[State]:
+    """Trains `model` in place, yielding a `State` after each of `steps` steps.
+
+    A step minimizes `next_token_loss` on one batch over the parameters whose names are `trainable`;
+    the others stay as they are. The optimizer sees `{name: array}`. One built with
+    `optax.inject_hyperparams` tells its learning rate.
+
+    With a `directory` the training is written there every `save_every` seconds and at its end, the
+    newest two states are kept, and a training that was begun there goes on: bit for bit as if it
+    had not stopped, if the model's sizes, the optimizer and the batches are the same. Batches that
+    were learnt from are skipped.
+
+    Raises `TrainingError` where nothing is trainable, the batches run out, the loss is not finite,
+    or the directory holds a training of something else.
+    """
+    leaves, structure = leaves_of(model)
+    slots = parameters(model)
+    index = {id(leaf): i for i, leaf in enumerate(leaves)}
+    places = {name: index[id(slot.get_value())] for name, slot in slots.items() if trainable(name)}
+    if not places:
+        raise TrainingError("No parameter is trainable: there is nothing to learn.")
+    frozen = tuple(None if i in places.values() else leaf for i, leaf in enumerate(leaves))
+    # A step computes in the memory of its arguments: the arrays of the caller are not for that.
+    weights = {name: jnp.copy(leaves[i]) for name, i in places.items()}
+    optimizer_state = optimizer.init(weights)
+    update = functools.partial(_update, structure, tuple(places.items()), optimizer)
+
+    step, seen, seconds = 0, 0, 0.0
+    store = None if directory is None else _Store(directory)
+    if store is not None and store.newest is not None:
+        weights, optimizer_state, seen, seconds = store.read(weights, optimizer_state)
+        step = store.newest
+        for name, array in weights.items():
+            slots[name].set_value(array)
+    coming = itertools.islice(batches, step, None)
+    saved = began = time.monotonic()
+    began -= seconds
+    bar = tqdm(total=steps, initial=min(step, steps), unit="step", disable=not progress)
+    with bar:
+        while step < steps:
+            batch = next(coming, None)
+            if batch is None:
+                raise TrainingError(
+                    f"The batches ran out after {step} of {steps} steps: give more documents, or "
+                    f"ask for {step} steps."
+                )
+            counts = _counts(batch)
+            weights, optimizer_state, loss, norm = update(
+                weights, optimizer_state, frozen, batch.tokens, counts
+            )
+            for name, array in weights.items():
+                slots[name].set_value(array)
+            step, seen = step + 1, seen + int(np.count_nonzero(counts))
+            state = State(
+                step=step,
+                steps=steps,
+                loss=float(loss),
+                gradient_norm=float(norm),
+                learning_rate=_learning_rate(optimizer_state),
+                tokens=seen,
+                seconds=time.monotonic() - began,
+                model=model,
+                optimizer_state=optimizer_state,
+            )
+            if not np.isfinite(state.loss):
+                raise TrainingError(
+                    f"The loss of step {step} is {state.loss}: try a lower learning rate, or clip "
+                    "the gradients."
+                )
+            bar.update()
+            bar.set_postfix_str(
+                f"loss {state.loss:.3f}, {seen / state.seconds:,.0f} tokens/s", refresh=False
+            )
+            if store is not None and (step == steps or time.monotonic() - saved >= save_every):
+                store.write(step, weights, optimizer_state, seen, state.seconds)
+                saved = time.monotonic()
+            yield state
+
+
+def next_token_loss(
+    model: Model, tokens: Int[Array, "B T"], weights: Float[Array, "B T-1"]
+) -> Float[Array, ""]:
+    """The mean cross entropy of each next token, in nats, weighted by `weights`. For `jax.jit`."""
+    lengths = jnp.full(tokens.shape[:1], tokens.shape[1], jnp.int32)
+    hidden = forward(model, tokens, lengths, logits="none").hidden
+    logits = unembed(model, hidden[:, :-1])
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
+    return jnp.sum(losses * weights) / jnp.maximum(jnp.sum(weights), 1)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(3, 4))
+def _update(
+    structure: Any,
+    places: tuple[tuple[str, int], ...],
+    optimizer: optax.GradientTransformation,
+    weights: dict[str, Array],
+    optimizer_state: Any,
+    frozen: tuple[Array | None, ...],
+    tokens: Int[Array, "B T"],
+    counts: Float[Array, "B T-1"],
+) -> tuple[dict[str, Array], Any, Float[Array, ""], Float[Array, ""]]:
+    """One step: the new weights and optimizer state, the loss, the norm of its gradient."""
+
+    def loss_of(weights: dict[str, Array]) -> Float[Array, ""]:
+        leaves = list(frozen)
+        for name, i in places:
+            leaves[i] = weights[name]
+        return next_token_loss(jax.tree.unflatten(structure, leaves), tokens, counts)
+
+    loss, gradients = jax.value_and_grad(loss_of)(weights)
+    changes, optimizer_state = optimizer.update(gradients, optimizer_state, weights)
+    weights = optax.apply_updates(weights, changes)
+    return weights, optimizer_state, loss, optax.tree.norm(gradients)
+
+
+def _learning_rate(optimizer_state: Any) -> float:
+    """What `optax.inject_hyperparams` keeps of the last step."""
+    return float(getattr(optimizer_state, "hyperparams", {}).get("learning_rate", np.nan))
+
+
+def _counts(batch: Batch) -> Float[np.ndarray, "B T-1"]:
+    rows, length = batch.tokens.shape
+    return np.ones((rows, length - 1), np.float32) if batch.weights is None else batch.weights
+
+
+class _Store:
+    """The states of one training in a directory, the newest two, each written whole or not."""
+
+    def __init__(self, directory: str | os.PathLike[str]) -> None:
+        import orbax.checkpoint as ocp  # takes a second to import: only who saves should pay
+
+        self._args = ocp.args
+        self._directory = pathlib.Path(directory).absolute()
+        options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
+        self._manager = ocp.CheckpointManager(self._directory, options=options)
+        self.newest: int | None = self._manager.latest_step()
+
+    def write(
+        self, step: int, weights: dict[str, Array], optimizer_state: Any, seen: int, seconds: float
+    ) -> None:
+        arrays = self._args.StandardSave({"weights": weights, "optimizer": optimizer_state})
+        counters = self._args.JsonSave({"tokens": seen, "seconds": seconds})
+        self._manager.save(step, args=self._args.Composite(arrays=arrays, counters=counters))
+
+    def read(
+        self, weights: dict[str, Array], optimizer_state: Any
+    ) -> tuple[dict[str, Array], Any, int, float]:
+        """The newest state, in the shapes of what is given."""
+        like = jax.eval_shape(lambda: {"weights": weights, "optimizer": optimizer_state})
+        wanted = self._args.Composite(
+            arrays=self._args.StandardRestore(like), counters=self._args.JsonRestore()
+        )
+        try:
+            found = self._manager.restore(self.newest, args=wanted)
+        except (ValueError, KeyError, TypeError) as error:
+            raise TrainingError(
+                f"{self._directory} holds step {self.newest} of a training of other sizes or with "
+                "another optimizer. Give another directory, or delete this one to start anew."
+            ) from error
+        arrays, counters = found["arrays"], found["counters"]
+        return arrays["weights"], arrays["optimizer"], counters["tokens"], counters["seconds"]
