@@ -157,8 +157,9 @@ class Llama:
         The texts of the steps, joined, are `generate`'s text.
 
         >>> llama = Llama.from_pretrained("cria")
-        >>> "".join(step.text for step in llama.stream("Once upon", 3, temperature=0))
-        ' a time,'
+        >>> told = "".join(step.text for step in llama.stream("One day", 8))
+        >>> told == llama.generate("One day", 8).text
+        True
         """
         sampling = Sampling(temperature, top_p, top_k, seed)
         return writing.write(self, *self._read(prompt), max_new_tokens, sampling, stop)

@@ -61,8 +61,8 @@ class Recipe:
     length: int = 160  # of a row, in tokens: 98 of 100 documents fit
     long_every: int = 8  # every eighth batch has half as many rows, twice as long
     repeat_every: int = 16  # one document of random tokens, said twice, to so many of the world's
-    # Induction heads form within some 300 steps of nothing but repetition. Among stories alone they
-    # had not after 700, and what must be looked up in the text could not be learnt without them.
+    # After 700 steps of stories alone nothing was copied from earlier in the text: a training that
+    # begins with repetition learns to.
     rehearsal: int = 1000  # steps of repeated random tokens alone, before any story
     rehearsal_every: int = 8  # one step in so many goes on with them afterwards
     rehearsal_rows: int = 32
@@ -119,10 +119,7 @@ def batches(recipe: Recipe, tokenizer: Tokenizer) -> Iterator[Batch]:
 
 
 def optimizer(recipe: Recipe) -> optax.GradientTransformation:
-    """AdamW; the learning rate rises over `warmup` steps and then falls to zero in a straight line.
-
-    Muon learns the stories' wording faster, but no induction head formed under it.
-    """
+    """AdamW; the learning rate rises over `warmup` steps and then falls to zero in a straight line."""
     peak, rise = recipe.learning_rate, recipe.warmup
     schedule = optax.join_schedules(
         [optax.linear_schedule(0, peak, rise), optax.linear_schedule(peak, 0, recipe.steps - rise)],
