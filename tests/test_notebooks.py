@@ -42,7 +42,7 @@ def test_the_first_notebook_shows_what_it_says(opened):
     assert len(story.split()) > 40
 
 
-@pytest.mark.parametrize("notebook", FOLDER.glob("*.ipynb"), ids=lambda path: path.stem)
+@pytest.mark.parametrize("notebook", sorted(FOLDER.glob("*.ipynb")), ids=lambda path: path.stem)
 def test_notebooks_are_kept_without_outputs(notebook):
     for cell in nbformat.read(notebook, as_version=4).cells:
         assert not cell.get("outputs") and cell.get("execution_count") is None

@@ -119,7 +119,7 @@ def batches(recipe: Recipe, tokenizer: Tokenizer) -> Iterator[Batch]:
 
 
 def optimizer(recipe: Recipe) -> optax.GradientTransformation:
-    """AdamW; the learning rate rises over `warmup` steps and then falls to zero in a straight line."""
+    """AdamW; the learning rate rises over `warmup` steps, then falls to zero in a straight line."""
     peak, rise = recipe.learning_rate, recipe.warmup
     schedule = optax.join_schedules(
         [optax.linear_schedule(0, peak, rise), optax.linear_schedule(peak, 0, recipe.steps - rise)],
