@@ -21,8 +21,9 @@ def inverse_frequencies(config: LlamaConfig) -> np.ndarray:
     place moves the cosine by 5e-3 at position 131,071. Wavelengths that the scaling leaves alone,
     blends and slows are told apart as in `apply_scaling` of Meta's reference.
 
-    >>> inverse_frequencies(LlamaConfig.preset("llama-3.1-8b"))[[0, 29, 63]].tolist()
-    [1.0, 0.002166570629924536, 3.0689258892380167e-07]
+    >>> frequencies = inverse_frequencies(LlamaConfig.preset("llama-3.1-8b"))
+    >>> [f"{frequency:.7g}" for frequency in frequencies[[0, 29, 63]]]
+    ['1', '0.002166571', '3.068926e-07']
     """
     return _inverse_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
 

@@ -26,12 +26,15 @@ IDLE = f"""() => {{
   return kernel?.status === 'idle'
     && {NOTEBOOK}.content.widgets.every(cell => (cell.model.executionState ?? 'idle') === 'idle');
 }}"""
-# Every output has a size; Treescope has unpacked its tree, and the first picture in it.
+# Every output has a size; Treescope has unpacked its tree, and the first picture that shows in it
+# (those inside folded parts are drawn when they are unfolded).
 DRAWN = """cell => [...cell.querySelectorAll('.jp-OutputArea-output')].every(output => {
   const trees = [...output.querySelectorAll('treescope-container')].map(tree => tree.shadowRoot);
+  const picture = tree => [...tree.querySelectorAll('.arrayviz_container')]
+    .find(one => one.getClientRects().length);
   return output.getBoundingClientRect().height > 0 && trees.every(tree =>
     tree.querySelector('.treescope_root')?.textContent.trim()
-    && !tree.querySelector('.arrayviz_container')?.querySelector('.loading_message'));
+    && !picture(tree)?.querySelector('.loading_message'));
 })"""
 # Direct, whatever proxy the environment names.
 LOCAL = urllib.request.build_opener(urllib.request.ProxyHandler({}))
