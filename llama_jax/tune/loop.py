@@ -132,10 +132,10 @@ def train(
                     f"The loss of step {step} is {state.loss}: try a lower learning rate, or clip "
                     "the gradients."
                 )
-            bar.update()
             bar.set_postfix_str(
                 f"loss {state.loss:.3f}, {seen / state.seconds:,.0f} tokens/s", refresh=False
             )
+            bar.update()
             if store is not None and (step == steps or time.monotonic() - saved >= save_every):
                 store.write(step, weights, optimizer_state, seen, state.seconds)
                 saved = time.monotonic()
