@@ -61,7 +61,7 @@ class Recipe:
     length: int = 160  # of a row, in tokens: 98 of 100 documents fit
     long_every: int = 8  # every eighth batch has half as many rows, twice as long
     repeat_every: int = 16  # one document of random tokens, said twice, to so many of the world's
-    # Random tokens said again and again: nothing but copying from earlier in the text foretells them.
+    # Random tokens said again and again: only copying from earlier in the text foretells them.
     rehearsal: int = 1000  # steps of repeated random tokens alone, before any story
     rehearsal_every: int = 8  # one step in so many goes on with them afterwards
     rehearsal_rows: int = 32
