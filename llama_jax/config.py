@@ -70,9 +70,7 @@ class LlamaConfig:
 
     def __post_init__(self) -> None:
         for name in _SIZES:
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ConfigError(f"{name} is {value!r}; it must be a positive integer.")
+            _check_size(name, getattr(self, name))
         if self.num_attention_heads % self.num_key_value_heads:
             raise ConfigError(
                 f"num_attention_heads ({self.num_attention_heads}) is not a multiple of "
@@ -110,6 +108,8 @@ class LlamaConfig:
         missing = [name for name in _REQUIRED if config.get(name) is None]
         if missing:
             raise ConfigError(f"config.json lacks {', '.join(missing)}.")
+        for name in _REQUIRED:
+            _check_size(name, config[name])
         heads = config["num_attention_heads"]
         theta, scaling = _read_rope(config)
         if config.get("head_dim") is None and config["hidden_size"] % heads:
@@ -166,6 +166,12 @@ _SIZES = (
     "max_position_embeddings",
 )
 _REQUIRED = _SIZES[:5]
+
+
+def _check_size(name: str, value: Any) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigError(f"{name} is {value!r}; it must be a positive integer.")
+
 
 _8B = LlamaConfig(
     vocab_size=128256,
@@ -276,6 +282,9 @@ def _check_huggingface(config: dict[str, Any]) -> None:
 
 def _read_rope(config: dict[str, Any]) -> tuple[float, RopeScaling | None]:
     """`(theta, scaling)` from either generation of the file; both at once must agree."""
+    for name in ("rope_parameters", "rope_scaling"):
+        if not isinstance(config.get(name), dict | None):
+            raise ConfigError(f"config.json has {name} = {config[name]!r}; it must be an object.")
     new = config.get("rope_parameters")
     old_scaling = config.get("rope_scaling")
     if new is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import numbers
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -74,8 +75,8 @@ def write(
     All checks are made at the call, before the first step is asked for.
     """
     config = llama.config
-    if max_new_tokens < 0:
-        raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be at least 0.")
+    if not isinstance(max_new_tokens, numbers.Integral) or max_new_tokens < 0:
+        raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be an integer from 0 on.")
     longest, room = int(lengths.max()), config.max_position_embeddings
     if longest + max_new_tokens > room:
         raise ValueError(

@@ -209,6 +209,11 @@ class Llama:
     def _rows(self, prompt: Prompt) -> tuple[list[np.ndarray], bool]:
         if isinstance(prompt, str):
             return [np.array(self._tokenizer().encode(prompt))], True
+        if not np.iterable(prompt):
+            raise PromptError(
+                f"The prompt is {prompt!r}; a prompt is text, several texts, or integer tokens [T] "
+                "or [B, T]."
+            )
         items = list(prompt)
         if items and all(isinstance(item, str) for item in items):
             return [np.array(self._tokenizer().encode(text)) for text in items], False

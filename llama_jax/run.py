@@ -81,6 +81,8 @@ class Run:
 
         Positions count within the row's own length, negative ones from its end.
         """
+        if not 1 <= k <= self.logits.shape[-1]:
+            raise ValueError(f"k is {k}; it must be 1 to {self.logits.shape[-1]}, the vocabulary.")
         length = int(self.lengths[row])
         if not -length <= position < length:
             raise IndexError(f"Position {position} of a row of {length} tokens.")

@@ -170,6 +170,7 @@ def test_without_a_tokenizer_there_are_tokens_and_no_text(llama):
     ("options", "says"),
     [
         ({"max_new_tokens": -1}, "max_new_tokens is -1"),
+        ({"max_new_tokens": 1.5}, "max_new_tokens is 1.5"),
         ({"temperature": -0.1}, "temperature is -0.1"),
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"top_p": 0.0}, "top_p is 0.0"),

@@ -98,6 +98,8 @@ def test_top_gives_the_likeliest_tokens_of_a_position(llama):
     assert run.top(3, position=6, row=1) == top
     with pytest.raises(IndexError, match="7 tokens"):
         run.top(3, position=7, row=1)
+    with pytest.raises(ValueError, match="k is 97; it must be 1 to 96"):
+        run.top(97)
     with pytest.raises(IndexError, match="logits='all'"):
         llama.run(TOKENS, logits="last").top(1, position=0)
 
@@ -117,6 +119,8 @@ def test_its_size_is_that_of_its_arrays(llama):
         ([1, 96], "Token 96 at position 1.*96 tokens, 0 to 95"),
         ([1, -1], "Token -1"),
         ([0.5], "float64"),
+        (5, "The prompt is 5"),
+        (None, "The prompt is None"),
         (np.zeros((1, 1, 1), int), "shape"),
         ("text", "without a tokenizer"),
         (["text"], "without a tokenizer"),

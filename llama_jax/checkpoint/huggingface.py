@@ -316,7 +316,10 @@ def _on_host(weight: jax.Array) -> np.ndarray:
 def _existing(directory: Path) -> pathlib.Path:
     directory = pathlib.Path(directory).expanduser()
     if not directory.exists():
-        raise FileNotFoundError(f"There is no {directory} on this machine.")
+        raise FileNotFoundError(
+            f"There is no {directory} on this machine. A checkpoint is a folder with config.json "
+            "and safetensors; the model that ships is called 'cria'."
+        )
     if not directory.is_dir():
         raise CheckpointError(f"{directory} is a file. A checkpoint is a folder: give that.")
     return directory
