@@ -68,12 +68,12 @@ def _ours(
     def measure() -> tuple[float, float]:
         cache = empty_cache(config, 1, tokens.shape[1] + new, llama.model.dtype)
         start = time.perf_counter()
-        logits, cache = prefill(structure, leaves, cache, tokens, lengths, tokens.shape[1])
+        logits, cache, _ = prefill(structure, leaves, cache, tokens, lengths, tokens.shape[1])
         logits.block_until_ready()
         middle = time.perf_counter()
         for _ in range(new):
             token = np.asarray(logits.argmax(-1))[:, None]
-            logits, cache = advance(structure, leaves, cache, token, one)
+            logits, cache, _ = advance(structure, leaves, cache, token, one, {})
         logits.block_until_ready()
         return middle - start, time.perf_counter() - middle
 

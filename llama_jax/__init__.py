@@ -1,12 +1,24 @@
-"""A Llama 3 in JAX that can be seen through: open it, run it, read any tensor inside.
+"""A Llama 3 in JAX that can be seen through: open it, run it, read and change any tensor inside.
 
 `Llama` is where to start; `llama_jax.points` names every tensor.
 """
 
+from llama_jax.capture import Capture
 from llama_jax.config import LlamaConfig
+from llama_jax.edits import Ablate, Patch, Replace, Steer
 from llama_jax.generate import Generation
 from llama_jax.llama import Llama
 from llama_jax.run import Run
 
-__all__ = ["Generation", "Llama", "LlamaConfig", "Run"]
+__all__ = [
+    "Ablate",
+    "Capture",
+    "Generation",
+    "Llama",
+    "LlamaConfig",
+    "Patch",
+    "Replace",
+    "Run",
+    "Steer",
+]
 __version__ = "0.1.0"

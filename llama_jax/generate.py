@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import numbers
-from collections.abc import Iterator, Sequence
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -13,7 +14,21 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from llama_jax.capture import (
+    Capture,
+    Captured,
+    CaptureError,
+    Captures,
+    takes,
+    taps_for,
+    wanted,
+)
+from llama_jax.config import LlamaConfig
+from llama_jax.edits import Edit, Place, edits_at
 from llama_jax.model import Cache, empty_cache, forward, leaves_of
+from llama_jax.model.product import wide
+from llama_jax.model.tap import Take, Tap, TopK, along
+from llama_jax.plan import check_budget
 from llama_jax.run import Candidate, candidates
 from llama_jax.sampling import Chosen, Sampling, choose
 from llama_jax.text import Tokenizer
@@ -28,12 +43,15 @@ SMALLEST_CHUNK = 16
 CACHE_BLOCK = 128
 
 
-@dataclasses.dataclass(frozen=True)
-class Step:
+@dataclasses.dataclass(frozen=True, eq=False)
+class Step(Captured):
     """One new token of every row that still writes.
 
     For one prompt the fields are single values; for a batch they are lists with an entry a row,
     and a row that has stopped has `token` -1, empty text, and zeros.
+
+    `step[name]` holds a captured point at the positions that this step ran: all of the prompt's in
+    the first step, then the one of the token before.
     """
 
     token: int | list[int]
@@ -41,14 +59,25 @@ class Step:
     logprob: float | list[float]  # nats, from the unmodified distribution
     entropy: float | list[float]  # nats, likewise
     top: list[Candidate] | list[list[Candidate]]  # the likeliest tokens at this step
+    config: LlamaConfig = dataclasses.field(repr=False)
+    captured: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False)
+    pieces: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False)
+    """What was captured before positions are reduced; of it `Generation` is made."""
+
+    @property
+    def _num_layers(self) -> int:
+        return self.config.num_hidden_layers
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class Generation:
+class Generation(Captured):
     """What was written. `tokens` holds the new tokens only, the stop token among them.
 
     Of row b the first `lengths[b]` entries mean something; behind them are zeros. `logprobs` and
     `entropy` are in nats, from the unmodified distribution.
+
+    `out[name]` is a captured point at all positions that ran, as in a `Run` on the prompt and all
+    new tokens but the last, which was written and not read.
     """
 
     tokens: Int[np.ndarray, "B new"]
@@ -56,6 +85,12 @@ class Generation:
     logprobs: Float[np.ndarray, "B new"]
     entropy: Float[np.ndarray, "B new"]
     text: str | list[str]
+    config: LlamaConfig
+    captured: Mapping[str, Any]
+
+    @property
+    def _num_layers(self) -> int:
+        return self.config.num_hidden_layers
 
     def __repr__(self) -> str:
         return f"Generation({self.text!r})"
@@ -69,8 +104,14 @@ def write(
     max_new_tokens: int,
     sampling: Sampling,
     stop: str | int | Sequence[str | int] = (),
+    capture: Captures = (),
+    edits: Edit | Iterable[Edit] = (),
+    budget: int | str | None = None,
+    keep: bool = False,
 ) -> Iterator[Step]:
     """Yields a `Step` a token until every row has stopped; see `Llama.stream`.
+
+    `keep` says that all of what is captured will be held, and so must fit the budget.
 
     All checks are made at the call, before the first step is asked for.
     """
@@ -86,27 +127,109 @@ def write(
         )
     stop_tokens, stop_texts = _stops(llama, stop)
     rows = [_Row(llama.tokenizer, stop_tokens, stop_texts) for _ in lengths]
+    captures = wanted(capture, config.num_hidden_layers)
+    dtype = llama.model.dtype
+    more = max(max_new_tokens - 1, 0)
+    _check_positions(captures, config, lengths, keep)
+    if keep:
+        check_budget(captures, config, lengths + more, dtype, "last", budget)
+    chunk = _chunk(longest)
+    size = _up(_up(longest, chunk) + max_new_tokens, CACHE_BLOCK)
+    changes = edits_at(edits, Place(config, wide(dtype), lengths, longest, size, more))
+    whole = {name: dataclasses.replace(c, positions=None) for name, c in captures.items()}
+    taps = taps_for(whole, changes, config, lengths)
+    after = {name: tap.take.rest for name, tap in taps.items() if tap.take is not None}
+    for name, tap in taps.items():
+        if tap.take is not None:
+            taps[name] = Tap(tap.edits, tap.take.each)
     leaves, structure = leaves_of(llama.model)
-    return _steps(structure, leaves, llama, tokens, lengths, rows, single, max_new_tokens, sampling)
+    cache = functools.partial(empty_cache, config, len(lengths), size, dtype)
+    writer = _Writer(structure, leaves, jax.device_put(taps), after, llama)
+    return writer.steps(cache, tokens, lengths, rows, single, chunk, max_new_tokens, sampling)
 
 
-def collect(steps: Iterator[Step], rows: int, single: bool) -> Generation:
-    """Gathers the steps of `write` into one `Generation`."""
+def collect(
+    steps: Iterator[Step],
+    config: LlamaConfig,
+    lengths: Int[np.ndarray, " B"],
+    single: bool,
+    capture: Captures = (),
+) -> Generation:
+    """Gathers the steps of `write` on prompts of these lengths into one `Generation`."""
     made = list(steps)
 
     def column(name: str, dtype: Any) -> np.ndarray:
-        return np.array([getattr(step, name) for step in made], dtype).reshape(-1, rows).T
+        return np.array([getattr(step, name) for step in made], dtype).reshape(-1, len(lengths)).T
 
     tokens = column("token", np.int32)
     alive = tokens >= 0
     texts = ["".join(parts) for parts in column("text", object)]
+    captures = wanted(capture, config.num_hidden_layers)
+    written = alive.sum(axis=1)
+    captured = _assembled([step.pieces for step in made], captures, config, lengths, written)
     return Generation(
         tokens=np.where(alive, tokens, 0),
-        lengths=alive.sum(axis=1),
+        lengths=written,
         logprobs=column("logprob", np.float32),
         entropy=column("entropy", np.float32),
         text=texts[0] if single else texts,
+        config=config,
+        captured=captured,
     )
+
+
+def _check_positions(
+    captures: Mapping[str, Capture],
+    config: LlamaConfig,
+    lengths: Int[np.ndarray, " B"],
+    keep: bool,
+) -> None:
+    """Raises before anything runs where positions could not be chosen when all is written."""
+    takes(captures, config, lengths)
+    for name, capture in captures.items():
+        if capture.positions is not None and not keep:
+            raise CaptureError(
+                f"Capture of {name}: positions= chooses from a whole sequence, and a stream has "
+                "that of one step. Leave it out and index step[name], or use generate."
+            )
+        if isinstance(capture.positions, slice) and len(lengths) > 1:
+            start, stop = capture.positions.start or 0, capture.positions.stop
+            if start >= 0 and (stop is None or stop < 0):
+                raise CaptureError(
+                    f"Capture of {name}: {capture.positions} chooses more positions of the rows "
+                    "that write more; give both ends from the start, or from the end."
+                )
+
+
+def _assembled(
+    steps: list[Mapping[str, Any]],
+    captures: Mapping[str, Capture],
+    config: LlamaConfig,
+    lengths: Int[np.ndarray, " B"],
+    written: Int[np.ndarray, " B"],
+) -> dict[str, Any]:
+    """What was captured step by step as one array a point, each row's positions in a row."""
+    if not steps or not captures:
+        return {}
+    ran = lengths + written - 1
+    positions, prompt = np.arange(ran.max()), int(lengths.max())
+    # Row b's prompt ends at lengths[b]; its new positions lie behind the longest prompt's.
+    shift = np.where(positions < lengths[:, None], 0, prompt - lengths[:, None])
+    behind = positions + shift
+    found = {}
+    for name, take in takes(captures, config, ran).items():
+        rest = take.rest
+
+        def joined(*parts: Array, axes: str = rest.axes) -> Array:
+            return along(axes, jnp.concatenate(parts, axis=axes.split().index("T")), behind)
+
+        pieces = jax.tree.map(joined, *(step[name] for step in steps))
+        if isinstance(pieces, TopK):
+            made: Any = TopK(*(rest(part, jnp.asarray(ran)) for part in pieces))  # type: ignore
+        else:
+            made = rest(_cut(rest.axes, pieces, len(positions)), jnp.asarray(ran))
+        found[name] = made
+    return found
 
 
 def prefill(
@@ -116,21 +239,24 @@ def prefill(
     tokens: Int[np.ndarray, "B T"],
     lengths: Int[np.ndarray, " B"],
     chunk: int,
-) -> tuple[Float[Array, "B V"], Cache]:
+    taps: Mapping[str, Tap] = types.MappingProxyType({}),
+) -> tuple[Float[Array, "B V"], Cache, list[dict[str, Any]]]:
     """Runs the prompts in chunks of one size, so that their length compiles nothing.
 
-    Gives the logits after each row's last token. The cache must have room for whole chunks.
+    Gives the logits after each row's last token, and what each chunk captured. The cache must have
+    room for whole chunks.
     """
-    logits = None
+    logits, pieces = None, []
     for start in range(0, int(lengths.max()), chunk):
         block = np.zeros((len(tokens), chunk), np.int32)
         part = tokens[:, start : start + chunk]
         block[:, : part.shape[1]] = part
         inside = np.clip(lengths - start, 0, chunk).astype(np.int32)
-        new, cache = advance(structure, leaves, cache, block, inside)
+        new, cache, captured = advance(structure, leaves, cache, block, inside, dict(taps))
         logits = new if logits is None else jnp.where((inside > 0)[:, None], new, logits)
+        pieces.append(captured)
     assert logits is not None
-    return logits, cache
+    return logits, cache, pieces
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
@@ -140,47 +266,98 @@ def advance(
     cache: Cache,
     tokens: Int[Array, "B T"],
     lengths: Int[Array, " B"],
-) -> tuple[Float[Array, "B V"], Cache]:
+    taps: dict[str, Tap],
+) -> tuple[Float[Array, "B V"], Cache, dict[str, Any]]:
     """One forward behind the cache, for a chunk of a prompt and for a single token alike."""
     model = jax.tree.unflatten(structure, leaves)
-    result = forward(model, tokens, lengths, cache, logits="last")
+    everywhere = "logits" in taps and taps["logits"].take is not None
+    result = forward(model, tokens, lengths, cache, taps, "all" if everywhere else "last")
     assert result.logits is not None and result.cache is not None
-    return result.logits[:, 0], result.cache
+    logits = result.logits
+    if everywhere:
+        logits = along("B T V", logits, jnp.maximum(lengths - 1, 0)[:, None])
+    return logits[:, 0], result.cache, result.captured
 
 
-def _steps(
-    structure: Any,
-    leaves: tuple[Array, ...],
-    llama: Llama,
-    tokens: Int[np.ndarray, "B T"],
-    lengths: Int[np.ndarray, " B"],
-    rows: list[_Row],
-    single: bool,
-    max_new_tokens: int,
-    sampling: Sampling,
-) -> Iterator[Step]:
-    if max_new_tokens == 0:
-        return
-    chunk = _chunk(int(lengths.max()))
-    size = _up(_up(int(lengths.max()), chunk) + max_new_tokens, CACHE_BLOCK)
-    cache = empty_cache(llama.config, len(tokens), size, llama.model.dtype)
-    logits, cache = prefill(structure, leaves, cache, tokens, lengths, chunk)
-    one = np.ones(len(tokens), np.int32)
-    for step in range(max_new_tokens):
-        chosen = choose(logits, sampling, step)
-        ids, last = np.asarray(chosen.token), step == max_new_tokens - 1
-        texts = [row.push(int(token), last) for row, token in zip(rows, ids, strict=True)]
-        going = [row for row in rows if not row.stopped]
-        if going and not last:
-            # Dispatched before the step is handed out: the device works while the caller looks.
-            logits, cache = advance(structure, leaves, cache, ids[:, None], one)
-        yield _step(llama, chosen, texts, single)
-        if not going:
+@dataclasses.dataclass(frozen=True)
+class _Writer:
+    """What stays the same while a text is written."""
+
+    structure: Any
+    leaves: tuple[Array, ...]
+    taps: dict[str, Tap]
+    after: dict[str, Take]  # what is done to a capture when all positions of a step are there
+    llama: Llama
+
+    def steps(
+        self,
+        make_cache: Callable[[], Cache],
+        tokens: Int[np.ndarray, "B T"],
+        lengths: Int[np.ndarray, " B"],
+        rows: list[_Row],
+        single: bool,
+        chunk: int,
+        max_new_tokens: int,
+        sampling: Sampling,
+    ) -> Iterator[Step]:
+        if max_new_tokens == 0:
             return
+        prompt = int(lengths.max())
+        logits, cache, chunks = prefill(
+            self.structure, self.leaves, make_cache(), tokens, lengths, chunk, self.taps
+        )
+        pieces = {name: self._joined(name, chunks, prompt) for name in self.after}
+        one, queries = np.ones(len(tokens), np.int32), lengths
+        for step in range(max_new_tokens):
+            chosen = choose(logits, sampling, step)
+            ids, last = np.asarray(chosen.token), step == max_new_tokens - 1
+            texts = [row.push(int(token), last) for row, token in zip(rows, ids, strict=True)]
+            going = [row for row in rows if not row.stopped]
+            captured = self._reduced(pieces, queries, lengths + step)
+            fields = _fields(self.llama, chosen, texts, single)
+            done = Step(*fields, self.llama.config, captured, pieces)  # type: ignore[call-arg]
+            if going and not last:
+                # Dispatched before the step is handed out: the device works while a caller looks.
+                logits, cache, pieces = advance(
+                    self.structure, self.leaves, cache, ids[:, None], one, self.taps
+                )
+                queries = one
+            yield done
+            if not going:
+                return
+
+    def _joined(self, name: str, chunks: list[dict[str, Any]], prompt: int) -> Any:
+        """The chunks of a prompt as one, without the padding behind the last."""
+        axis = self.after[name].axes.split().index("T")
+
+        def join(*parts: Array) -> Array:
+            return jax.lax.slice_in_dim(jnp.concatenate(parts, axis), 0, prompt, axis=axis)
+
+        return jax.tree.map(join, *(captured[name] for captured in chunks))
+
+    def _reduced(
+        self, pieces: dict[str, Any], queries: Int[np.ndarray, " B"], keys: Int[np.ndarray, " B"]
+    ) -> dict[str, Any]:
+        reduced = {}
+        for name, take in self.after.items():
+            piece = pieces[name]
+            if not isinstance(piece, TopK):
+                piece = _cut(take.axes, piece, int(keys.max()))
+                if take.reduce is not None or take.dtype is not None:
+                    piece = take(piece, jnp.asarray(queries), jnp.asarray(keys))
+            reduced[name] = piece
+        return reduced
 
 
-def _step(llama: Llama, chosen: Chosen, texts: list[str | None], single: bool) -> Step:
-    """`texts` has None for a row that had stopped before this step."""
+def _cut(axes: str, array: Array, keys: int) -> Array:
+    """Without the part of the cache that nothing was in."""
+    if not axes.endswith("S") or array.shape[-1] <= keys:
+        return array
+    return array[..., :keys]
+
+
+def _fields(llama: Llama, chosen: Chosen, texts: list[str | None], single: bool) -> tuple[Any, ...]:
+    """The first fields of a `Step`; `texts` has None for a row that had stopped before it."""
     ids, logprobs, entropy, top_ids, top = (np.asarray(x) for x in chosen)
     alive = [text is not None for text in texts]
     columns: list[list[Any]] = [
@@ -193,7 +370,7 @@ def _step(llama: Llama, chosen: Chosen, texts: list[str | None], single: bool) -
             for i, p, on in zip(top_ids, top, alive, strict=True)
         ],
     ]
-    return Step(*(column[0] if single else column for column in columns))
+    return tuple(column[0] if single else column for column in columns)
 
 
 class _Row:

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
 from llama_jax import generate as writing
+from llama_jax import gradients as differentiating
 from llama_jax import run as running
+from llama_jax.capture import Captures, wanted
 from llama_jax.checkpoint import huggingface
 from llama_jax.config import LlamaConfig
 from llama_jax.cria import WEIGHTS as CRIA
 from llama_jax.dtypes import as_dtype
+from llama_jax.edits import Edit
 from llama_jax.generate import Generation, Step
+from llama_jax.gradients import Gradients, Metric
 from llama_jax.memory import check_fits
-from llama_jax.model import Logits, Model, initialize
-from llama_jax.points import Points
+from llama_jax.model import Logits, Model, initialize, parameters
+from llama_jax.model.tap import EditError
+from llama_jax.plan import Plan, plan
+from llama_jax.points import Points, resolve_weights
 from llama_jax.run import Run
 from llama_jax.sampling import Sampling
 from llama_jax.text import Tokenizer
@@ -50,6 +58,7 @@ class Llama:
     model: Model
     tokenizer: Tokenizer | None = None
     stop_tokens: tuple[int, ...] = ()
+    name: str | None = None
 
     @property
     def config(self) -> LlamaConfig:
@@ -71,7 +80,8 @@ class Llama:
         wanted = None if dtype is None else as_dtype(dtype)
         huggingface.load(folder, model, wanted)
         tokenizer = huggingface.read_tokenizer(folder)
-        return cls(model, tokenizer, huggingface.read_stop_tokens(folder))
+        name = os.fspath(path) if folder == CRIA else folder.resolve().name
+        return cls(model, tokenizer, huggingface.read_stop_tokens(folder), name)
 
     @classmethod
     def random(
@@ -95,8 +105,9 @@ class Llama:
         >>> Llama.abstract("llama-3.1-405b").model.norm.weight.get_value()
         ShapeDtypeStruct(shape=(16384,), dtype=bfloat16)
         """
+        name = config if isinstance(config, str) else None
         config = LlamaConfig.preset(config) if isinstance(config, str) else config
-        return cls(Model(config, as_dtype(dtype)))
+        return cls(Model(config, as_dtype(dtype)), name=name)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a Hugging Face checkpoint that transformers loads, replacing one that is there.
@@ -131,16 +142,116 @@ class Llama:
             return [self._tokenizer().pieces(row.tolist()) for row in array]
         return self._tokenizer().pieces(np.atleast_1d(array).tolist())
 
-    def run(self, prompt: Prompt, capture: Points = (), logits: Logits = "all") -> Run:
+    def token(self, text: str) -> int:
+        """The id of a text that is exactly one token, as `" Mary"`. Raises `PromptError`."""
+        tokenizer = self._tokenizer()
+        if text in tokenizer.special:
+            return tokenizer.special[text]
+        ids = tokenizer.encode(text, bos=False)
+        if len(ids) != 1:
+            raise PromptError(
+                f"{text!r} is {len(ids)} tokens, {tokenizer.pieces(ids)}, where one is needed; a "
+                "word within a text begins with its space."
+            )
+        return ids[0]
+
+    def run(
+        self,
+        prompt: Prompt,
+        capture: Captures = (),
+        edits: Edit | Iterable[Edit] = (),
+        logits: Logits = "all",
+        budget: int | str | None = None,
+    ) -> Run:
         """One forward pass that returns the logits and every point that is asked for.
 
         `prompt` is text, several texts, or tokens `[T]`, `[B, T]` or rows of uneven lengths, which
-        are aligned on the left. `capture` names points (`llama_jax.points.resolve` says how).
-        `logits` is `"all"` for `[B, T, V]` or `"last"` for `[B, 1, V]` at each row's end. A second
-        call with the same shapes and points does not compile. Raises `PromptError`, `PointError`.
+        are aligned on the left. `capture` names points (`llama_jax.points.resolve` says how), or
+        holds `Capture`s, which keep a part of one; of two for one point the later counts. `edits`
+        (`Ablate`, `Patch`, `Steer`, `Replace`) are made in their order, and what is captured is
+        what they leave. `logits` is `"all"` for `[B, T, V]` or `"last"` for `[B, 1, V]` at each
+        row's end.
+
+        What the run would hold is priced first, and refused above `budget` (bytes, or text such as
+        `"2GiB"`; half of what is free by default). A second call with the same shapes, points and
+        kinds of edits does not compile. Raises `PromptError`, `PointError`, `CaptureError`,
+        `EditError`, `BudgetError`, before anything runs.
         """
         tokens, lengths, _ = self._read(prompt)
-        return running.run(self, tokens, lengths, capture, logits)
+        return running.run(self, tokens, lengths, capture, logits, edits, budget)
+
+    def plan(self, prompt: Prompt, capture: Captures = (), logits: Logits = "all") -> Plan:
+        """What `run` would hold: point, shape, dtype and bytes of each array, before anything runs.
+
+        Works on `Llama.abstract` too, with token arrays.
+
+        >>> plan = Llama.abstract("llama-3.1-405b").plan([[0] * 8192], "resid_post", logits="last")
+        >>> plan.total == 126 * 8192 * 16384 * 2 + 128256 * 4
+        True
+        """
+        running.check_logits(logits)
+        _, lengths, _ = self._read(prompt)
+        captures = wanted(capture, self.config.num_hidden_layers)
+        return plan(captures, self.config, lengths, self.model.dtype, logits)
+
+    def gradients(
+        self,
+        prompt: Prompt,
+        metric: Metric,
+        points: Points,
+        edits: Edit | Iterable[Edit] = (),
+        logits: Logits = "last",
+        budget: int | str | None = None,
+    ) -> Gradients:
+        """Gradients of a metric with respect to any points, and to any weights.
+
+        `metric` takes the logits `[B, V]` at each row's last position (`[B, T, V]` with
+        `logits="all"`) and gives `[B]`, or one number; it is traced, once for each function object.
+        `points` takes every form of name, weights' among them (`"o_proj.weight"`). A gradient is
+        that of adding to the tensor, after `edits`, and has its shape.
+
+        >>> llama = Llama.from_pretrained("cria")
+        >>> mary = llama.token(" Mary")
+        >>> found = llama.gradients("Once upon a time", lambda x: x[:, mary], "resid_post")
+        >>> found["resid_post", 0].shape
+        (1, 5, 192)
+        """
+        running.check_logits(logits)
+        tokens, lengths, _ = self._read(prompt)
+        return differentiating.gradients(
+            self, tokens, lengths, metric, points, edits, logits, budget
+        )
+
+    def edited(self, weights: Mapping[str, Any]) -> Llama:
+        """A new handle in which these weights are others; all the rest is shared, not copied.
+
+        Names are those of `llama_jax.model.parameters`, or a copied path. Arrays are cast to the
+        dtype of the weight. Raises `EditError` for an unknown name or another shape.
+
+        >>> llama = Llama.from_pretrained("cria")
+        >>> silent = llama.edited({"layers.3.self_attn.o_proj.weight": np.zeros((192, 256))})
+        >>> llama.model.norm.weight.get_value() is silent.model.norm.weight.get_value()
+        True
+        """
+        leaves, structure = jax.tree.flatten(self.model)
+        slots = parameters(self.model)
+        index = {id(leaf): i for i, leaf in enumerate(leaves)}
+        for name, array in weights.items():
+            found = resolve_weights(name, slots)
+            if len(found) != 1:
+                near = difflib.get_close_matches(name, slots, n=3)
+                raise EditError(
+                    f"{name!r} names {len(found)} weights; give one full name"
+                    + (f", such as {', '.join(found[:3] or near)}." if found or near else ".")
+                )
+            old = slots[found[0]].get_value()
+            if np.shape(array) != old.shape:
+                raise EditError(
+                    f"{found[0]}: the array given has shape {list(np.shape(array))}; the weight "
+                    f"has {list(old.shape)}."
+                )
+            leaves[index[id(old)]] = jnp.asarray(array, old.dtype)
+        return dataclasses.replace(self, model=jax.tree.unflatten(structure, leaves))
 
     def stream(
         self,
@@ -151,10 +262,13 @@ class Llama:
         top_k: int | None = None,
         seed: int = 0,
         stop: str | int | Sequence[str | int] = (),
+        capture: Captures = (),
+        edits: Edit | Iterable[Edit] = (),
     ) -> Iterator[Step]:
         """Writes on from the prompt and yields a `Step` a token; takes what `generate` takes.
 
-        The texts of the steps, joined, are `generate`'s text.
+        The texts of the steps, joined, are `generate`'s text. `step[name]` is what was captured
+        at the positions that the step ran: the prompt's, then one at a time.
 
         >>> llama = Llama.from_pretrained("cria")
         >>> told = "".join(step.text for step in llama.stream("One day", 8))
@@ -162,7 +276,9 @@ class Llama:
         True
         """
         sampling = Sampling(temperature, top_p, top_k, seed)
-        return writing.write(self, *self._read(prompt), max_new_tokens, sampling, stop)
+        return writing.write(
+            self, *self._read(prompt), max_new_tokens, sampling, stop, capture, edits
+        )
 
     def generate(
         self,
@@ -173,19 +289,39 @@ class Llama:
         top_k: int | None = None,
         seed: int = 0,
         stop: str | int | Sequence[str | int] = (),
+        capture: Captures = (),
+        edits: Edit | Iterable[Edit] = (),
+        budget: int | str | None = None,
     ) -> Generation:
         """Writes on from one prompt or a batch of uneven ones.
 
         A row ends at `max_new_tokens`, at one of the checkpoint's end tokens, or at one of `stop`:
         token ids, names of special tokens, or texts (the text ends before it, the tokens after).
         `temperature=0` is greedy; otherwise a token is drawn after `top_k`, then `top_p`
-        (`llama_jax.sampling.Sampling`), and equal seeds draw equal tokens. Raises `ValueError`
-        for settings out of range and `PromptError`, before anything runs.
+        (`llama_jax.sampling.Sampling`), and equal seeds draw equal tokens.
+
+        `capture` is as in `run`: `out[name]` holds all positions that ran, the prompt and all new
+        tokens but the last. `edits` work on the prompt and on every new token; their positions may
+        lie beyond the prompt, and negative ones count from the prompt's end.
+
+        Raises what `run` raises, and `ValueError` for settings out of range, before anything runs.
         """
         sampling = Sampling(temperature, top_p, top_k, seed)
         tokens, lengths, single = self._read(prompt)
-        steps = writing.write(self, tokens, lengths, single, max_new_tokens, sampling, stop)
-        return writing.collect(steps, len(tokens), single)
+        steps = writing.write(
+            self,
+            tokens,
+            lengths,
+            single,
+            max_new_tokens,
+            sampling,
+            stop,
+            capture,
+            edits,
+            budget,
+            keep=True,
+        )
+        return writing.collect(steps, self.config, lengths, single, capture)
 
     def _read(self, prompt: Prompt) -> tuple[Int[np.ndarray, "B T"], Int[np.ndarray, " B"], bool]:
         """Tokens padded on the right, the rows' lengths, and whether it was one prompt."""

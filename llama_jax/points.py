@@ -11,10 +11,22 @@ import difflib
 import fnmatch
 import functools
 import numbers
+import re
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["POINTS", "Point", "PointError", "Points", "resolve"]
+from llama_jax.config import LlamaConfig
+
+__all__ = [
+    "POINTS",
+    "Point",
+    "PointError",
+    "Points",
+    "is_pair",
+    "point_of",
+    "resolve",
+    "resolve_weights",
+]
 
 
 class PointError(KeyError):
@@ -26,11 +38,17 @@ class PointError(KeyError):
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """One kind of tensor; `{i}` in a name stands for the number of the layer."""
+    """One kind of tensor; `{i}` in a name stands for the number of the layer.
+
+    `alias` is TransformerLens' name, `modules` are the modules whose output it is. `wide` ones are
+    f32 where the activations are narrower.
+    """
 
     name: str
     axes: str
     alias: str | None = None
+    modules: tuple[str, ...] = ()
+    wide: bool = False
 
     @property
     def in_layer(self) -> bool:
@@ -41,43 +59,60 @@ class Point:
         """The name inside its layer (`self_attn.pattern`), the same in every layer."""
         return self.name.removeprefix("layers.{i}.")
 
+    def shape(self, config: LlamaConfig, batch: int, queries: int, keys: int) -> tuple[int, ...]:
+        """The sizes of its axes in a forward pass over `queries` positions that sees `keys`."""
+        sizes = {
+            "B": batch,
+            "T": queries,
+            "S": keys,
+            "D": config.hidden_size,
+            "N": config.num_attention_heads,
+            "K": config.num_key_value_heads,
+            "H": config.head_dim,
+            "F": config.intermediate_size,
+            "V": config.vocab_size,
+            "1": 1,
+        }
+        return tuple(sizes[axis] for axis in self.axes.split())
+
 
 def _norm(name: str, alias: str) -> tuple[Point, ...]:
     return (
-        Point(f"{name}.scale", "B T 1", f"{alias}.hook_scale"),
+        Point(f"{name}.scale", "B T 1", f"{alias}.hook_scale", wide=True),
         Point(f"{name}.normalized", "B T D", f"{alias}.hook_normalized"),
-        Point(f"{name}.out", "B T D"),
+        Point(f"{name}.out", "B T D", modules=(name,)),
     )
 
 
-def _in_layer(name: str, axes: str, alias: str) -> Point:
-    return Point(f"layers.{{i}}.{name}", axes, f"blocks.{{i}}.{alias}")
+def _in_layer(name: str, axes: str, alias: str, *modules: str, wide: bool = False) -> Point:
+    paths = tuple(f"layers.{{i}}.{module}".rstrip(".") for module in modules)
+    return Point(f"layers.{{i}}.{name}", axes, f"blocks.{{i}}.{alias}", paths, wide)
 
 
 # In the order in which the forward pass makes them.
 POINTS: tuple[Point, ...] = (
-    Point("embed", "B T D", "hook_embed"),
+    Point("embed", "B T D", "hook_embed", ("embed_tokens",)),
     _in_layer("resid_pre", "B T D", "hook_resid_pre"),
     *_norm("layers.{i}.input_layernorm", "blocks.{i}.ln1"),
-    _in_layer("self_attn.q", "B T N H", "attn.hook_q"),
-    _in_layer("self_attn.k", "B T K H", "attn.hook_k"),
-    _in_layer("self_attn.v", "B T K H", "attn.hook_v"),
+    _in_layer("self_attn.q", "B T N H", "attn.hook_q", "self_attn.q_proj"),
+    _in_layer("self_attn.k", "B T K H", "attn.hook_k", "self_attn.k_proj"),
+    _in_layer("self_attn.v", "B T K H", "attn.hook_v", "self_attn.v_proj"),
     _in_layer("self_attn.q_rot", "B T N H", "attn.hook_rot_q"),
     _in_layer("self_attn.k_rot", "B T K H", "attn.hook_rot_k"),
-    _in_layer("self_attn.scores", "B N T S", "attn.hook_attn_scores"),
+    _in_layer("self_attn.scores", "B N T S", "attn.hook_attn_scores", wide=True),
     _in_layer("self_attn.pattern", "B N T S", "attn.hook_pattern"),
     _in_layer("self_attn.z", "B T N H", "attn.hook_z"),
     _in_layer("self_attn.head_out", "B T N D", "attn.hook_result"),
-    _in_layer("self_attn.out", "B T D", "hook_attn_out"),
+    _in_layer("self_attn.out", "B T D", "hook_attn_out", "self_attn", "self_attn.o_proj"),
     _in_layer("resid_mid", "B T D", "hook_resid_mid"),
     *_norm("layers.{i}.post_attention_layernorm", "blocks.{i}.ln2"),
-    _in_layer("mlp.gate", "B T F", "mlp.hook_pre"),
-    _in_layer("mlp.up", "B T F", "mlp.hook_pre_linear"),
+    _in_layer("mlp.gate", "B T F", "mlp.hook_pre", "mlp.gate_proj"),
+    _in_layer("mlp.up", "B T F", "mlp.hook_pre_linear", "mlp.up_proj"),
     _in_layer("mlp.act", "B T F", "mlp.hook_post"),
-    _in_layer("mlp.out", "B T D", "hook_mlp_out"),
-    _in_layer("resid_post", "B T D", "hook_resid_post"),
+    _in_layer("mlp.out", "B T D", "hook_mlp_out", "mlp", "mlp.down_proj"),
+    _in_layer("resid_post", "B T D", "hook_resid_post", ""),
     *_norm("norm", "ln_final"),
-    Point("logits", "B T V"),
+    Point("logits", "B T V", modules=("lm_head",), wide=True),
 )
 
 # What may be asked for: a name, a (name, layer) pair, or several of these.
@@ -88,15 +123,18 @@ def resolve(points: Points, num_layers: int) -> tuple[str, ...]:
     """The full names that `points` means in a model of `num_layers` layers, in forward order.
 
     A name matches by dotted suffix (`"pattern"`, `"self_attn.out"`), as a glob
-    (`"layers.*.self_attn.pattern"`) or by its TransformerLens alias; a pair `(name, layer)` narrows
-    it to one layer, counted from the end where negative. A bare string is one item; a tuple whose
-    second item is an integer is one pair; any other iterable holds several items. Raises
+    (`"layers.*.self_attn.pattern"`), by its TransformerLens alias, or by the path of the module
+    that gives it (`"model.layers[3].mlp.up_proj"`, also without `model.`); a pair `(name, layer)`
+    narrows it to one layer, counted from the end where negative. A bare string is one item; a tuple
+    whose second item is an integer is one pair; any other iterable holds several items. Raises
     `PointError` for a name that matches nothing, listing the nearest ones.
 
     >>> resolve(("pattern", -1), num_layers=4)
     ('layers.3.self_attn.pattern',)
     >>> resolve(["embed", "blocks.0.hook_resid_post"], num_layers=4)
     ('embed', 'layers.0.resid_post')
+    >>> resolve("llama.model.layers[2].self_attn.q_proj", num_layers=4)
+    ('layers.2.self_attn.q',)
     """
     wanted: set[str] = set()
     for item in _items(points):
@@ -105,10 +143,10 @@ def resolve(points: Points, num_layers: int) -> tuple[str, ...]:
 
 
 def _items(points: Points) -> list[str | tuple[str, int]]:
-    alone = isinstance(points, str) or _is_pair(points)
-    items: list[Any] = [points] if alone else list(points)
+    single = isinstance(points, str) or is_pair(points) or not isinstance(points, Iterable)
+    items: list[Any] = [points] if single else list(points)
     for item in items:
-        if not (isinstance(item, str) or _is_pair(item)):
+        if not (isinstance(item, str) or is_pair(item)):
             raise PointError(
                 f"{item!r} is not a point: give a name such as 'resid_post', a pair such as "
                 "('pattern', 3), or several of these."
@@ -116,7 +154,8 @@ def _items(points: Points) -> list[str | tuple[str, int]]:
     return items
 
 
-def _is_pair(item: object) -> bool:
+def is_pair(item: object) -> bool:
+    """Whether it is a `(name, layer)` pair, one item where a tuple of names would be several."""
     return (
         isinstance(item, tuple)
         and len(item) == 2
@@ -127,40 +166,55 @@ def _is_pair(item: object) -> bool:
 
 
 @functools.lru_cache(maxsize=8)
-def _names(num_layers: int) -> dict[str, str | None]:
-    """Every full name -> its full alias, in forward order."""
+def _names(num_layers: int) -> dict[str, tuple[str, ...]]:
+    """Every full name -> its other full names, in forward order."""
     first = next(n for n, point in enumerate(POINTS) if point.in_layer)
     last = max(n for n, point in enumerate(POINTS) if point.in_layer)
-    names = {point.name: point.alias for point in POINTS[:first]}
-    for i in range(num_layers):
-        for point in POINTS[first : last + 1]:
-            names[point.name.format(i=i)] = point.alias and point.alias.format(i=i)
-    return names | {point.name: point.alias for point in POINTS[last + 1 :]}
+    in_order = [(point, 0) for point in POINTS[:first]]
+    in_order += [(point, i) for i in range(num_layers) for point in POINTS[first : last + 1]]
+    in_order += [(point, 0) for point in POINTS[last + 1 :]]
+    return {
+        point.name.format(i=i): tuple(
+            other.format(i=i) for other in (point.alias, *point.modules) if other is not None
+        )
+        for point, i in in_order
+    }
 
 
 @functools.lru_cache(maxsize=1024)
 def _match(item: str | tuple[str, int], num_layers: int) -> tuple[str, ...]:
-    pattern, layer = (item, None) if isinstance(item, str) else item
+    written, layer = (item, None) if isinstance(item, str) else item
+    pattern = _dotted(written)
     names = _names(num_layers)
     found = [
         name
-        for name, alias in names.items()
-        if _fits(pattern, name) or (alias is not None and _fits(pattern, alias))
+        for name, others in names.items()
+        if any(_fits(pattern, candidate) for candidate in (name, *others))
     ]
     if not found:
-        raise PointError(_unknown(pattern, names, num_layers))
+        raise PointError(_unknown(written, names, num_layers))
     if layer is None:
         return tuple(found)
     if not -num_layers <= layer < num_layers:
         raise PointError(
-            f"({pattern!r}, {layer}) asks for layer {layer}; this model has {num_layers} layers, "
+            f"({written!r}, {layer}) asks for layer {layer}; this model has {num_layers} layers, "
             f"0 to {num_layers - 1} (or -{num_layers} to -1 from the end)."
         )
     prefix = f"layers.{layer % num_layers}."
     inside = tuple(name for name in found if name.startswith(prefix))
     if not inside:
-        raise PointError(f"({pattern!r}, {layer}): {found[0]!r} is not in layer {layer}.")
+        raise PointError(f"({written!r}, {layer}): {found[0]!r} is not in layer {layer}.")
     return inside
+
+
+def _dotted(path: str) -> str:
+    """A path as Python writes it, `llama.model.layers[3].mlp`, as the names here: `layers.3.mlp`.
+
+    >>> _dotted("model.layers[3].self_attn.o_proj"), _dotted(".norm"), _dotted("pattern")
+    ('layers.3.self_attn.o_proj', 'norm', 'pattern')
+    """
+    path = re.sub(r"\[(\d+)\]", r".\1", path).removeprefix(".")
+    return re.sub(r"^(\w+\.)*?(?=(embed_tokens|layers|norm|lm_head)(\.|$))", "", path)
 
 
 def _fits(pattern: str, name: str) -> bool:
@@ -174,8 +228,41 @@ def _fits(pattern: str, name: str) -> bool:
     )
 
 
-def _unknown(pattern: str, names: dict[str, str | None], num_layers: int) -> str:
-    candidates = list(names) + [alias for alias in names.values() if alias]
+def point_of(name: str) -> Point:
+    """The kind of the tensor with that full name.
+
+    >>> point_of("layers.3.self_attn.pattern").axes
+    'B N T S'
+    """
+    return _KINDS[re.sub(r"^layers\.\d+\.", "layers.{i}.", name)]
+
+
+_KINDS = {point.name: point for point in POINTS}
+
+
+def resolve_weights(item: object, names: Iterable[str]) -> tuple[str, ...]:
+    """Those of the weights' `names` that `item` means: a path, suffix, glob or pair; maybe none.
+
+    >>> resolve_weights("model.layers[1].mlp.up_proj.weight", ["layers.1.mlp.up_proj.weight"])
+    ('layers.1.mlp.up_proj.weight',)
+    """
+    pair: Any = item if is_pair(item) else (item, None)
+    pattern, layer = pair
+    if not isinstance(pattern, str) or not pattern.endswith("weight"):
+        return ()
+    found = tuple(name for name in names if _fits(_dotted(pattern), name))
+    if layer is None:
+        return found
+    numbers = sorted({int(name.split(".")[1]) for name in found if name.startswith("layers.")})
+    chosen = f"layers.{layer if layer >= 0 else numbers[-1] + 1 + layer}." if numbers else ""
+    return tuple(name for name in found if chosen and name.startswith(chosen))
+
+
+def _unknown(pattern: str, names: dict[str, tuple[str, ...]], num_layers: int) -> str:
+    if pattern.endswith(".weight"):
+        module = pattern.removesuffix(".weight")
+        return f"{pattern!r} is a weight, not a point; {module!r} means what comes out there."
+    candidates = list(names) + [other for others in names.values() for other in others]
     suffixes = {name.split(".", 2)[2] for name in names if name.startswith("layers.")}
     suffixes |= {name.rsplit(".", 1)[1] for name in names if "." in name}
     near = difflib.get_close_matches(pattern, sorted(suffixes) + candidates, n=3, cutoff=0.5)

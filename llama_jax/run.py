@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from llama_jax import identities, runfile
+from llama_jax.capture import Capture, Captured, Captures, taps_for, wanted
+from llama_jax.config import LlamaConfig
+from llama_jax.edits import Edit, Place, edits_at
 from llama_jax.model import Logits, forward, leaves_of
-from llama_jax.points import PointError, Points, resolve
+from llama_jax.model.product import wide
+from llama_jax.model.tap import Tap
+from llama_jax.plan import check_budget
+from llama_jax.points import Points
 
 if TYPE_CHECKING:
     from llama_jax.llama import Llama
 
-__all__ = ["Candidate", "Run", "run"]
+__all__ = ["Candidate", "Run", "candidates", "check_logits", "run"]
 
 
 class Candidate(NamedTuple):
@@ -29,12 +38,13 @@ class Candidate(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class Run:
+class Run(Captured):
     """One forward pass over a batch of prompts: tokens, logits and the points that were captured.
 
     Axes are those of `llama_jax.points.POINTS`. Rows shorter than the longest are padded on the
     right: of row b only the first `lengths[b]` positions mean anything. Arrays stay on their
-    devices until somebody looks.
+    devices until somebody looks. `captures` says how each point was asked for, `edited` which
+    points were changed. `llama` is None in a run that was loaded without one.
 
     >>> from llama_jax import Llama
     >>> run = Llama.from_pretrained("cria").run("Once upon a time", capture=("pattern", "embed"))
@@ -42,39 +52,44 @@ class Run:
     True
     """
 
-    llama: Llama
+    llama: Llama | None
+    config: LlamaConfig
     tokens: Int[np.ndarray, "B T"]
     lengths: Int[np.ndarray, " B"]
     logits: Float[Array, "B T V"]
-    captured: Mapping[str, Array]
-
-    def __getitem__(self, points: Points) -> Array | dict[str, Array]:
-        """The captured array of that name, or `{full name: array}` where several match.
-
-        Takes every form of name that `capture` takes. Raises `PointError` (a `KeyError`) for a
-        name that no tensor has, and for one that was not captured.
-        """
-        wanted = resolve(points, self.llama.config.num_hidden_layers)
-        found = {name: self.captured[name] for name in wanted if name in self.captured}
-        if "logits" in wanted:
-            found["logits"] = self.logits
-        if not found:
-            has = ", ".join(self.names[:6]) + (", …" if len(self.names) > 6 else "")
-            raise PointError(
-                f"{points!r} was not captured. This run holds {has or 'no points'}; ask for more "
-                f"with llama.run(..., capture={points!r})."
-            )
-        return next(iter(found.values())) if len(found) == 1 else found
+    captured: Mapping[str, Any]
+    captures: Mapping[str, Capture]
+    edited: tuple[str, ...] = ()
+    dtype: str = "float32"  # of the weights and the activations
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """Full names of what was captured, in the order of the forward pass."""
-        return tuple(self.captured)
+    def _num_layers(self) -> int:
+        return self.config.num_hidden_layers
+
+    def __getitem__(self, points: Points) -> Any:
+        if points == "logits" and "logits" not in self.captured:
+            return self.logits
+        return super().__getitem__(points)
 
     @property
     def nbytes(self) -> int:
         """Bytes of the captured arrays and the logits."""
-        return sum(array.nbytes for array in {**self.captured, "logits": self.logits}.values())
+        arrays = jax.tree.leaves((dict(self.captured), self.logits))
+        return sum({id(array): array.nbytes for array in arrays}.values())
+
+    @functools.cached_property
+    def loss(self) -> Float[Array, "B T-1"]:
+        """Nats of surprise at each next token: `loss[b, t]` is -log p(token t+1 | tokens to t).
+
+        NaN where a row has no next token, so that `jnp.nanmean` is the mean loss.
+        """
+        self._need_all_logits("loss")
+        logits = jnp.asarray(self.logits)[:, :-1]
+        targets = jnp.asarray(self.tokens)[:, 1:, None]
+        chosen = jnp.take_along_axis(logits, targets, axis=-1)[..., 0]
+        losses = jax.nn.logsumexp(logits, axis=-1) - chosen
+        known = np.arange(1, self.tokens.shape[1]) < self.lengths[:, None]
+        return jnp.where(known, losses, jnp.nan)
 
     def top(self, k: int = 10, position: int = -1, row: int = 0) -> list[Candidate]:
         """The k likeliest next tokens after `position` of a row, likeliest first.
@@ -83,7 +98,73 @@ class Run:
         """
         if not 1 <= k <= self.logits.shape[-1]:
             raise ValueError(f"k is {k}; it must be 1 to {self.logits.shape[-1]}, the vocabulary.")
-        length = int(self.lengths[row])
+        probabilities, ids = jax.lax.top_k(self._probabilities(position, row), k)
+        return candidates(self.llama, np.asarray(ids), np.asarray(probabilities))
+
+    def probability(self, token: int | str, position: int = -1, row: int = 0) -> float:
+        """The probability of `token` right after `position` of a row.
+
+        `token` is an id, or text that is exactly one token, as `" Mary"`.
+
+        >>> from llama_jax import Llama
+        >>> run = Llama.from_pretrained("cria").run("Once upon a")
+        >>> run.probability(" time") == run.top(1)[0].probability
+        True
+        """
+        id = token if not isinstance(token, str) else self._llama("reading a token").token(token)
+        if not 0 <= id < self.config.vocab_size:
+            raise ValueError(f"Token {id}: the vocabulary is 0 to {self.config.vocab_size - 1}.")
+        return float(self._probabilities(position, row)[id])
+
+    def check(self) -> identities.Check:
+        """Measures on this run the identities that must hold between what was captured.
+
+        Gives a table of name, error, tolerance and outcome; what was not captured whole, or was
+        edited on purpose, is skipped and says so. See `llama_jax.identities`.
+        """
+        model = None if self.llama is None else self.llama.model
+        whole = {name: self.captured[name] for name, c in self.captures.items() if c.whole}
+        if self.logits.shape[1] == self.tokens.shape[1]:
+            whole["logits"] = self.logits
+        return identities.check(
+            whole, self.config, self.lengths, frozenset(self.edited), self.dtype, model
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the run into one file: safetensors, with everything else as JSON in its header.
+
+        Bit for bit what `Run.load` gives back. The file takes its place when it is whole.
+        """
+        runfile.write(path, self)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], llama: Llama | None = None) -> Run:
+        """Opens what `save` wrote. Arrays are mapped from the file, and read where looked at.
+
+        Without a `llama` what needs weights or the tokenizer raises and says so. Raises
+        `runfile.RunFileError` for a file that is not whole, not a run, or of a newer format, and
+        for a llama of another config.
+        """
+        return cls(llama, **runfile.read(path, llama))
+
+    def _llama(self, what: str) -> Llama:
+        if self.llama is None:
+            raise ValueError(
+                f"This run was loaded without its Llama, which {what} needs: "
+                "Run.load(path, llama=llama)."
+            )
+        return self.llama
+
+    def _need_all_logits(self, what: str) -> None:
+        if self.logits.shape[1] != self.tokens.shape[1]:
+            raise ValueError(
+                f"This run kept the logits of the last position only; {what} needs logits='all'."
+            )
+
+    def _probabilities(self, position: int, row: int) -> Float[Array, " V"]:
+        rows, length = len(self.lengths), int(self.lengths[row])
+        if not -rows <= row < rows:
+            raise IndexError(f"Row {row} of {rows}.")
         if not -length <= position < length:
             raise IndexError(f"Position {position} of a row of {length} tokens.")
         at = position % length
@@ -94,68 +175,72 @@ class Run:
                     "run with logits='all'."
                 )
             at = 0
-        probabilities, ids = jax.lax.top_k(jax.nn.softmax(self.logits[row, at]), k)
-        return candidates(self.llama, np.asarray(ids), np.asarray(probabilities))
+        return jax.nn.softmax(jnp.asarray(self.logits[row, at]))
 
     def __repr__(self) -> str:
         batch, length = self.tokens.shape
+        edited = f", {len(self.edited)} points edited" if self.edited else ""
         return (
-            f"Run({batch} x {length} tokens, {len(self.captured)} points, "
+            f"Run({batch} x {length} tokens, {len(self.captured)} points{edited}, "
             f"{self.nbytes / 2**20:.1f} MiB)"
         )
 
     def __treescope_repr__(self, path: str | None, subtree_renderer: Any) -> Any:
-        from treescope import repr_lib
+        from llama_jax.runtree import draw
 
-        return repr_lib.render_object_constructor(
-            object_type=type(self),
-            attributes={
-                "tokens": self.tokens,
-                "lengths": self.lengths,
-                "logits": self.logits,
-                "captured": dict(self.captured),
-            },
-            path=path,
-            subtree_renderer=subtree_renderer,
-        )
+        return draw(self, path, subtree_renderer)
 
 
 def run(
     llama: Llama,
     tokens: Int[np.ndarray, "B T"],
     lengths: Int[np.ndarray, " B"],
-    capture: Points = (),
+    capture: Captures = (),
     logits: Logits = "all",
+    edits: Edit | Iterable[Edit] = (),
+    budget: int | str | None = None,
 ) -> Run:
     """See `Llama.run`, which also takes text."""
+    config, dtype = llama.config, llama.model.dtype
+    check_logits(logits)
+    captures = wanted(capture, config.num_hidden_layers)
+    check_budget(captures, config, lengths, dtype, logits, budget)
+    place = Place(config, wide(dtype), lengths, tokens.shape[1], tokens.shape[1])
+    changes = edits_at(edits, place)
+    leaves, structure = leaves_of(llama.model)
+    # Plain logits are there anyway: a second copy would be wasted.
+    inside = {n: c for n, c in captures.items() if n != "logits" or not c.plain}
+    taps = taps_for(inside, changes, config, lengths)
+    made, captured = _program(structure, leaves, tokens, lengths, taps, logits)
+    captured.setdefault("logits", made)
+    captured = {name: captured[name] for name in captures}
+    return Run(llama, config, tokens, lengths, made, captured, captures, tuple(changes), str(dtype))
+
+
+def check_logits(logits: Logits) -> None:
     if logits not in ("all", "last"):
         raise ValueError(f"logits is {logits!r}; it must be 'all' or 'last'.")
-    names = resolve(capture, llama.config.num_hidden_layers)
-    leaves, structure = leaves_of(llama.model)
-    inside = frozenset(names) - {"logits"}
-    made, captured = _program(structure, leaves, tokens, lengths, inside, logits)
-    captured["logits"] = made
-    return Run(llama, tokens, lengths, made, {name: captured[name] for name in names})
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4, 5))
+@functools.partial(jax.jit, static_argnums=(0, 5))
 def _program(
     structure: Any,
     leaves: tuple[Array, ...],
     tokens: Int[Array, "B T"],
     lengths: Int[Array, " B"],
-    capture: frozenset[str],
+    taps: dict[str, Tap],
     logits: Logits,
-) -> tuple[Float[Array, "B T V"], dict[str, Array]]:
+) -> tuple[Float[Array, "B T V"], dict[str, Any]]:
     model = jax.tree.unflatten(structure, leaves)
-    result = forward(model, tokens, lengths, capture=capture, logits=logits)
+    result = forward(model, tokens, lengths, taps=taps, logits=logits)
     assert result.logits is not None
     return result.logits, result.captured
 
 
-def candidates(llama: Llama, ids: np.ndarray, probabilities: np.ndarray) -> list[Candidate]:
+def candidates(llama: Llama | None, ids: np.ndarray, probabilities: np.ndarray) -> list[Candidate]:
     """Tokens with their texts (empty without a tokenizer) and probabilities."""
-    texts = llama.pieces(ids) if llama.tokenizer is not None else [""] * len(ids)
+    known = llama is not None and llama.tokenizer is not None
+    texts = llama.pieces(ids) if known else [""] * len(ids)  # type: ignore[union-attr]
     return [
         Candidate(int(token), text, float(probability))
         for token, text, probability in zip(ids, texts, probabilities, strict=True)

@@ -61,7 +61,7 @@ def test_prefill_in_any_chunks_is_the_full_forward(llama, chunk):
     for row, prompt in enumerate(PROMPTS):
         tokens[row, : len(prompt)] = prompt
     cache = empty_cache(GQA, 3, 64, jnp.float32)
-    logits, cache = prefill(structure, tuple(leaves), cache, tokens, lengths, chunk)
+    logits, cache, _ = prefill(structure, tuple(leaves), cache, tokens, lengths, chunk)
     full = llama.run(PROMPTS, logits="last").logits[:, 0]
     bound = 1e-5 * max(1, float(jnp.abs(full).max()))
     np.testing.assert_allclose(logits, full, rtol=0, atol=bound)
@@ -80,7 +80,7 @@ def test_the_cache_is_donated(llama):
     leaves, structure = jax.tree.flatten(llama.model)
     cache = empty_cache(GQA, 1, 16, jnp.float32)
     one = np.ones(1, np.int32)
-    advance(structure, tuple(leaves), cache, np.array([[5]], np.int32), one)
+    advance(structure, tuple(leaves), cache, np.array([[5]], np.int32), one, {})
     assert all(array.is_deleted() for array in (*cache.keys, *cache.values))
     assert not any(leaf.is_deleted() for leaf in leaves)
 

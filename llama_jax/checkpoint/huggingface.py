@@ -17,8 +17,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import tqdm.auto
 from safetensors.numpy import save_file
 
@@ -29,6 +27,7 @@ from llama_jax.checkpoint.tensors import (
     TensorInfo,
     equal,
     listed,
+    on_host,
     read,
     read_header,
 )
@@ -80,7 +79,7 @@ def inspect(directory: Path) -> dict[str, TensorInfo]:
     directory = _existing(directory)
     tensors: dict[str, TensorInfo] = {}
     for file, indexed in _files(directory).items():
-        here = read_header(directory / file)
+        here, _ = read_header(directory / file)
         absent = sorted(indexed - set(here))
         if absent:
             raise CheckpointError(f"{directory / file}: {_INDEX} says it has {_list(absent)}.")
@@ -276,7 +275,7 @@ def _write_weights(
     weight_map: dict[str, str] = {}
     for i, names in enumerate(shards, 1):
         file = f"model-{i:05}-of-{len(shards):05}.safetensors" if len(shards) > 1 else _WEIGHTS
-        tensors = {_full_name(name): _on_host(weights[name]) for name in names}
+        tensors = {_full_name(name): on_host(weights[name]) for name in names}
         save_file(tensors, directory / file, metadata={"format": "pt"})
         # safetensors lets nobody else read what it writes; let the umask decide, as elsewhere.
         shutil.copymode(directory / "config.json", directory / file)
@@ -301,13 +300,6 @@ def _shards(weights: dict[str, jax.Array], max_bytes: int) -> list[list[str]]:
 
 def _full_name(name: str) -> str:
     return name if name == "lm_head.weight" else f"model.{name}"
-
-
-def _on_host(weight: jax.Array) -> np.ndarray:
-    if [device.platform for device in weight.devices()] != ["cpu"]:
-        # An array keeps the host's copy of itself that NumPy asks for; this one takes it away.
-        weight = jnp.copy(weight)
-    return np.ascontiguousarray(weight)
 
 
 # Both

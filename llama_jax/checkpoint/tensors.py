@@ -13,11 +13,21 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-__all__ = ["DTYPES", "CheckpointError", "TensorInfo", "equal", "listed", "read", "read_header"]
+__all__ = [
+    "DTYPES",
+    "CheckpointError",
+    "TensorInfo",
+    "equal",
+    "listed",
+    "on_host",
+    "read",
+    "read_header",
+]
 
 #: What is read, by the format's names.
 DTYPES: dict[str, np.dtype] = {
@@ -43,8 +53,11 @@ class TensorInfo:
     dtype: str
 
 
-def read_header(file: pathlib.Path) -> dict[str, TensorInfo]:
-    """Every tensor of a file by its name. Raises `CheckpointError` where the file is not whole."""
+def read_header(file: pathlib.Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """Every tensor of a file by its name, and the file's metadata.
+
+    Raises `CheckpointError` where the file is not whole.
+    """
     try:
         with safe_open(file, framework="np"):
             pass  # it has compared the header with itself and with the length of the file
@@ -56,8 +69,8 @@ def read_header(file: pathlib.Path) -> dict[str, TensorInfo]:
     with open(file, "rb") as stream:
         start = 8 + int.from_bytes(stream.read(8), "little")
         header = json.loads(stream.read(start - 8))
-    header.pop("__metadata__", None)
-    return {
+    metadata = header.pop("__metadata__", None) or {}
+    tensors = {
         name: TensorInfo(
             file,
             start + tensor["data_offsets"][0],
@@ -67,6 +80,7 @@ def read_header(file: pathlib.Path) -> dict[str, TensorInfo]:
         )
         for name, tensor in header.items()
     }
+    return tensors, metadata
 
 
 def read(info: TensorInfo, dtype: np.dtype) -> np.ndarray:
@@ -102,6 +116,14 @@ def listed(names: Sequence[str], most: int = 10) -> list[str]:
     """`names`, cut where there are too many to read in a message."""
     cut = [f"… and {len(names) - most} more"] if len(names) > most else []
     return [*names[:most], *cut]
+
+
+def on_host(array: jax.Array | np.ndarray) -> np.ndarray:
+    """The array in the host's memory, in one piece."""
+    if isinstance(array, jax.Array) and {d.platform for d in array.devices()} != {"cpu"}:
+        # An array keeps the host's copy of itself that NumPy asks for; this one takes it away.
+        array = jnp.copy(array)
+    return np.ascontiguousarray(array)
 
 
 _CHUNK = 4 * 2**20  # bytes that fit into a cache, so that a cast finds there what was just read

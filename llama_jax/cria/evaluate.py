@@ -15,7 +15,8 @@ from jaxtyping import Array, Float, Int
 
 from llama_jax.cria import world
 from llama_jax.model import Model, forward, leaves_of
-from llama_jax.points import resolve
+from llama_jax.model.tap import Take, Tap
+from llama_jax.points import point_of, resolve
 from llama_jax.text import Tokenizer
 
 __all__ = ["Evaluation", "Head", "evaluate"]
@@ -177,7 +178,8 @@ def _captured(
     lengths: Int[Array, " B"],
 ) -> dict[str, Array]:
     model = jax.tree.unflatten(structure, leaves)
-    return forward(model, tokens, lengths, capture=names, logits="none").captured
+    taps = {name: Tap(take=Take(point_of(name).axes)) for name in names}
+    return forward(model, tokens, lengths, taps=taps, logits="none").captured
 
 
 def _batches(

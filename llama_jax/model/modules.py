@@ -12,7 +12,9 @@ passing the module itself costs milliseconds a call.
 from __future__ import annotations
 
 import functools
+import types
 import zlib
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -26,7 +28,7 @@ from llama_jax.model.cache import Cache, append
 from llama_jax.model.layers import Layers
 from llama_jax.model.product import linear, product, wide
 from llama_jax.model.rope import rotary_tables, rotate
-from llama_jax.model.tap import Taps
+from llama_jax.model.tap import Tap, Taps
 
 __all__ = [
     "Forward",
@@ -67,10 +69,16 @@ class RMSNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "B T D"], taps: Taps) -> Float[Array, "B T D"]:
         x_wide = x.astype(wide(x.dtype))
-        mean_square = jnp.mean(x_wide * x_wide, axis=-1, keepdims=True)
-        scale = taps("scale", jnp.sqrt(mean_square + self.eps))
-        normalized = taps("normalized", (x_wide / scale).astype(x.dtype))
-        return taps("out", normalized * self.weight[...])
+        mean_square = jnp.mean(x_wide * x_wide, axis=-1, keepdims=True) + self.eps
+        normalized = x_wide * jax.lax.rsqrt(mean_square)
+        if taps.wants("scale"):
+            # Beside the way of the numbers: who looks at the scale must not change the last bit.
+            own = jnp.sqrt(mean_square)
+            scale = taps("scale", own)
+            if taps.edits("scale"):
+                same = normalized * (own / scale)  # times 1: for the gradient
+                normalized = jnp.where(scale == own, same, x_wide / scale)
+        return taps("out", taps("normalized", normalized.astype(x.dtype)) * self.weight[...])
 
 
 class Context(NamedTuple):
@@ -79,7 +87,8 @@ class Context(NamedTuple):
     cos: Float[Array, "B T H/2"]
     sin: Float[Array, "B T H/2"]
     mask: Array  # bool [B, T, S]
-    lengths: Int[Array, " B"]  # how many positions of each row the cache held before
+    before: Int[Array, " B"]  # how many positions of each row the cache held before
+    lengths: Int[Array, " B"]  # how many of the new ones are real
 
 
 class Attention(nnx.Module):
@@ -105,15 +114,21 @@ class Attention(nnx.Module):
         q = taps("q_rot", rotate(q, context.cos, context.sin))
         k = taps("k_rot", rotate(k, context.cos, context.sin))
         if cached is not None:
-            k = append(cached[0], k, context.lengths)
-            v = append(cached[1], v, context.lengths)
+            k = append(cached[0], k, context.before)
+            v = append(cached[1], v, context.before)
             cached = (k, v)
         z = attend(q, k, v, context.mask, taps)
+        out = self.o_proj(z.reshape(*x.shape[:2], -1))
         if taps.wants("head_out"):
             by_head = self.o_proj.weight[...].reshape(-1, *z.shape[2:])
-            taps("head_out", product("BTNH,DNH->BTND", z, by_head).astype(x.dtype))
-        out = taps("out", self.o_proj(z.reshape(*x.shape[:2], -1)))
-        return out, cached
+            own = product("BTNH,DNH->BTND", z, by_head).astype(x.dtype)
+            each = taps("head_out", own)
+            if taps.edits("head_out"):
+                total, before = (jnp.sum(heads, 2, wide(x.dtype)) for heads in (each, own))
+                same = out + (total - before).astype(x.dtype)  # plus 0: for the gradient
+                unchanged = jnp.all(each == own, axis=(2, 3))[..., None]
+                out = jnp.where(unchanged, same, total.astype(x.dtype))
+        return taps("out", out), cached
 
     def _heads(self, x: Float[Array, "B T NH"]) -> Float[Array, "B T N H"]:
         return x.reshape(*x.shape[:2], -1, self.head_dim)
@@ -186,7 +201,7 @@ class Forward(NamedTuple):
     hidden: Float[Array, "B T D"]  # after the final norm
     logits: Float[Array, "B T V"] | None  # [B, 1, V] where only the last position's were asked for
     cache: Cache | None
-    captured: dict[str, Array]
+    captured: dict[str, Any]  # by full name, what each tap's `Take` gives
 
 
 def forward(
@@ -194,57 +209,64 @@ def forward(
     tokens: Int[Array, "B T"],
     lengths: Int[Array, " B"],
     cache: Cache | None = None,
-    capture: frozenset[str] = frozenset(),
+    taps: Mapping[str, Tap] = types.MappingProxyType({}),
     logits: Logits = "all",
 ) -> Forward:
     """Runs `tokens` behind what `cache` holds; without a cache they are the whole sequence.
 
     `lengths` says how many of each row's T tokens are real; the rest is padding on the right, that
-    no real position reads. `capture` holds full names of points (`llama_jax.points.resolve`).
-    `logits` are made at all positions, at each row's last real one, or not at all (`"none"`).
-    To be called inside `jax.jit`.
+    no real position reads. `taps` maps full names of points to what happens there; masks and values
+    with a T span all positions, those in the cache among them. `logits` are made at all positions,
+    at each row's last real one, or not at all (`"none"`). To be called inside `jax.jit`.
     """
-    taps = Taps(capture)
     before = jnp.zeros_like(lengths) if cache is None else cache.lengths
     size = tokens.shape[1] if cache is None else cache.size
     positions = before[:, None] + jnp.arange(tokens.shape[1])
     cos, sin = rotary_tables(model.config, positions, wide(model.dtype))
-    context = Context(cos, sin, causal_mask(positions, before + lengths, size), before)
+    mask = causal_mask(positions, before + lengths, size)
+    context = Context(cos, sin, mask, before, lengths)
 
-    x = taps("embed", model.embed_tokens(tokens))
+    if cache is not None:
+        taps = {name: tap.at(positions) for name, tap in taps.items()}
+    seen = Taps(taps, lengths)
+    x = seen("embed", model.embed_tokens(tokens))
     stored = []
     for i, layer in enumerate(model.layers):
         cached = None if cache is None else (cache.keys[i], cache.values[i])
         prefix = f"layers.{i}."
-        local = frozenset(n.removeprefix(prefix) for n in capture if n.startswith(prefix))
-        x, cached, captured = _layer(layer, local, x, context, cached)
-        taps.captured.update({prefix + name: value for name, value in captured.items()})
+        inside = {n.removeprefix(prefix): tap for n, tap in taps.items() if n.startswith(prefix)}
+        x, cached, captured = _layer(layer, x, context, cached, inside)
+        seen.captured.update({prefix + name: value for name, value in captured.items()})
         stored.append(cached)
     if cache is not None:
         keys, values = zip(*stored, strict=True)
         cache = Cache(keys, values, before + lengths)
-    hidden = model.norm(x, taps.at("norm"))
-    read = hidden if logits == "all" else _last(hidden, lengths)
-    made = None if logits == "none" else taps("logits", unembed(model, read))
-    return Forward(hidden, made, cache, taps.captured)
+    hidden = model.norm(x, seen.at("norm"))
+    made = None
+    if logits == "all":
+        made = seen("logits", unembed(model, hidden))
+    elif logits == "last":
+        end = jnp.maximum(lengths - 1, 0)[:, None]
+        own = {name: tap.at(end) for name, tap in taps.items() if name == "logits"}
+        alone = Taps(own, jnp.ones_like(lengths))
+        last = jnp.take_along_axis(hidden, end[..., None], axis=1)
+        made = alone("logits", unembed(model, last))
+        seen.captured.update(alone.captured)
+    return Forward(hidden, made, cache, seen.captured)
 
 
-def _last(hidden: Float[Array, "B T D"], lengths: Int[Array, " B"]) -> Float[Array, "B 1 D"]:
-    return jnp.take_along_axis(hidden, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)
-
-
-@functools.partial(jax.jit, static_argnums=1)
+@jax.jit
 def _layer(
     layer: Layer,
-    wanted: frozenset[str],
     x: Float[Array, "B T D"],
     context: Context,
     cached: tuple[Array, Array] | None,
-) -> tuple[Float[Array, "B T D"], tuple[Array, Array] | None, dict[str, Array]]:
+    taps: dict[str, Tap],
+) -> tuple[Float[Array, "B T D"], tuple[Array, Array] | None, dict[str, Any]]:
     # A function of its own, under names without a layer's number: equal layers share one trace.
-    taps = Taps(wanted)
-    x, cached = layer(x, context, cached, taps)
-    return x, cached, taps.captured
+    seen = Taps(taps, context.lengths)
+    x, cached = layer(x, context, cached, seen)
+    return x, cached, seen.captured
 
 
 def unembed(model: Model, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:

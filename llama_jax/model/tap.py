@@ -1,42 +1,315 @@
-"""Where the inside of the model is read: every tensor with a name passes one `tap(name, x)`."""
+"""Where the inside of the model is read and changed: every named tensor passes one `tap(name, x)`.
+
+What happens there is a `Tap`: some edits, then perhaps a capture. Taps are pytrees. Their kinds,
+names and reductions are structure, so they shape the compiled program; masks, values and positions
+are arrays, so new ones reuse it. Without taps the program is the one of a model that has none.
+"""
 
 from __future__ import annotations
 
-from jax import Array
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple, TypeVar, dataclass_transform
 
-__all__ = ["Taps"]
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from llama_jax.model.product import wide
+
+__all__ = [
+    "Add",
+    "Call",
+    "Edit",
+    "EditError",
+    "Mean",
+    "Put",
+    "Reduce",
+    "Take",
+    "Tap",
+    "Taps",
+    "TopK",
+    "along",
+]
+
+# How a captured tensor is made smaller; see `llama_jax.Capture`.
+Reduce = Literal["last", "norm"] | tuple[Literal["max_pool", "mean_pool", "topk"], int] | None
+
+
+class EditError(ValueError):
+    """An edit that does not fit the tensor at its point."""
+
+
+class TopK(NamedTuple):
+    """The largest entries along the last axis, largest first, and where they are."""
+
+    values: Float[Array, "... k"]
+    indices: Int[Array, "... k"]
+
+
+_T = TypeVar("_T")
+AnyArray = Array | np.ndarray
+
+
+@dataclass_transform(frozen_default=True, eq_default=False)
+def _tree(*static: str) -> Callable[[type[_T]], type[_T]]:
+    """A frozen dataclass that is a pytree; fields named in `static` belong to its structure."""
+
+    def wrap(cls: type[_T]) -> type[_T]:
+        made = dataclasses.dataclass(frozen=True, eq=False)(cls)
+        data = [f.name for f in dataclasses.fields(made) if f.name not in static]  # type: ignore
+        jax.tree_util.register_dataclass(made, data, list(static))
+        return made
+
+    return wrap
+
+
+@_tree("axes")
+class Put:
+    """Where the mask is true: `value`."""
+
+    axes: str
+    where: Bool[AnyArray, ...]
+    value: AnyArray
+
+    def __call__(self, x: Array, lengths: Int[Array, " B"]) -> Array:
+        return jnp.where(self.where, self.value.astype(x.dtype), x)
+
+    def at(self, positions: Int[Array, "B T"]) -> Put:
+        where, value = (along(self.axes, a, positions) for a in (self.where, self.value))
+        return dataclasses.replace(self, where=where, value=value)
+
+
+@_tree("axes")
+class Add:
+    """Where the mask is true: plus `value`, added in at least f32. -0.0 changes no bit."""
+
+    axes: str
+    where: Bool[AnyArray, ...]
+    value: AnyArray
+
+    def __call__(self, x: Array, lengths: Int[Array, " B"]) -> Array:
+        added = x.astype(wide(x.dtype)) + self.value
+        return jnp.where(self.where, added.astype(x.dtype), x)
+
+    def at(self, positions: Int[Array, "B T"]) -> Add:
+        where, value = (along(self.axes, a, positions) for a in (self.where, self.value))
+        return dataclasses.replace(self, where=where, value=value)
+
+
+@_tree("axes")
+class Mean:
+    """Where the mask is true: the mean over the batch and the real positions of this forward."""
+
+    axes: str
+    where: Bool[AnyArray, ...]
+
+    def __call__(self, x: Array, lengths: Int[Array, " B"]) -> Array:
+        batch_and_positions = (0, self.axes.split().index("T"))
+        real = _real(self.axes, x, lengths)
+        total = jnp.sum(jnp.where(real, x, 0), batch_and_positions, wide(x.dtype), keepdims=True)
+        mean = total / jnp.maximum(jnp.sum(real), 1)
+        return jnp.where(self.where, mean.astype(x.dtype), x)
+
+    def at(self, positions: Int[Array, "B T"]) -> Mean:
+        return dataclasses.replace(self, where=along(self.axes, self.where, positions))
+
+
+@_tree("function", "point")
+class Call:
+    """What `function` makes of the tensor, in the shape and the dtype that it has."""
+
+    function: Callable[[Array], Array]
+    point: str
+
+    def __call__(self, x: Array, lengths: Int[Array, " B"]) -> Array:
+        made = jnp.asarray(self.function(x))
+        if made.shape != x.shape:
+            raise EditError(
+                f"Replace at {self.point}: the function gives shape {list(made.shape)}; the tensor "
+                f"there has {list(x.shape)}."
+            )
+        return made.astype(x.dtype)
+
+    def at(self, positions: Int[Array, "B T"]) -> Call:
+        return self
+
+
+Edit = Put | Add | Mean | Call
+
+
+@_tree("axes", "heads", "reduce", "dtype")
+class Take:
+    """What is kept of a tensor: some heads, some positions of each row, reduced, cast."""
+
+    axes: str
+    heads: tuple[int, ...] | None = None
+    positions: Int[AnyArray, "B P"] | None = None
+    reduce: Reduce = None
+    dtype: np.dtype | None = None
+
+    def __call__(
+        self, x: Array, lengths: Int[Array, " B"], keys: Int[Array, " B"] | None = None
+    ) -> Array | TopK:
+        """`lengths` says how many queries of each row are real, `keys` how many keys: as many."""
+        axes = self.axes.split()
+        if self.heads is not None:
+            x = jnp.take(x, np.array(self.heads), axis=axes.index("N" if "N" in axes else "K"))
+        queries = lengths
+        if self.positions is not None:
+            x = along(self.axes, x, self.positions)
+            queries = jnp.full_like(lengths, self.positions.shape[1])
+        if self.reduce == "last":
+            x = along(self.axes, x, jnp.maximum(queries - 1, 0)[:, None])
+        elif self.reduce == "norm":
+            x = jnp.linalg.norm(x.astype(wide(x.dtype)), axis=-1)
+        elif self.reduce is not None and self.reduce[0] == "topk":
+            values, indices = jax.lax.top_k(x, self.reduce[1])
+            return TopK(values if self.dtype is None else values.astype(self.dtype), indices)
+        elif self.reduce is not None:
+            x = _pooled(self.axes, x, self.reduce, queries, lengths if keys is None else keys)
+        return x if self.dtype is None else x.astype(self.dtype)
+
+    @property
+    def each(self) -> Take:
+        """The part of it that treats every position alike, and so can be done piece by piece."""
+        alike = self.reduce is None or self.reduce == "norm" or self.reduce[0] == "topk"
+        if alike:
+            return dataclasses.replace(self, positions=None)
+        return dataclasses.replace(self, positions=None, reduce=None, dtype=None)
+
+    @property
+    def rest(self) -> Take:
+        """What is left to do after `each`, with all positions at hand."""
+        axes = self.axes
+        if self.reduce == "norm":
+            axes = axes.rsplit(" ", 1)[0]
+        alike = self.each.reduce == self.reduce
+        return dataclasses.replace(
+            self,
+            axes=axes,
+            heads=None,
+            reduce=None if alike else self.reduce,
+            dtype=None if alike else self.dtype,
+        )
+
+
+@_tree()
+class Tap:
+    """What happens at one point: the edits in their order, then the capture."""
+
+    edits: tuple[Edit, ...] = ()
+    take: Take | None = None
+
+    def at(self, positions: Int[Array, "B T"]) -> Tap:
+        """Of masks and values that span a whole sequence the parts at `positions`."""
+        return dataclasses.replace(self, edits=tuple(edit.at(positions) for edit in self.edits))
 
 
 class Taps:
-    """Collects the wanted tensors of one traced call, by their names inside it.
+    """Applies the taps of one traced call by their names inside it, and collects the captures.
 
-    A tap is the identity on what it is given. What it collects must be returned by the function
-    that is being traced: nothing survives a `jax.jit` by mutation.
+    A tap where nothing is asked for is the identity. What is captured must be returned by the
+    function that is being traced: nothing survives a `jax.jit` by mutation.
 
-    >>> taps = Taps({"self_attn.z"})
+    >>> taps = Taps({"self_attn.z": Tap(take=Take("B T N H"))}, jnp.array([5]))
     >>> inside = taps.at("self_attn")
-    >>> _ = inside("z", "the value"), inside("out", "another")
-    >>> taps.captured
-    {'self_attn.z': 'the value'}
+    >>> _ = inside("z", jnp.zeros((1, 5, 4, 2))), inside("out", jnp.zeros((1, 5, 8)))
+    >>> {name: array.shape for name, array in taps.captured.items()}
+    {'self_attn.z': (1, 5, 4, 2)}
     """
 
-    def __init__(self, wanted: frozenset[str] | set[str] = frozenset()) -> None:
-        self.wanted = wanted
-        self.captured: dict[str, Array] = {}
+    def __init__(self, taps: Mapping[str, Tap], lengths: Int[Array, " B"]) -> None:
+        self.captured: dict[str, Any] = {}
+        self._taps = taps
+        self._lengths = lengths
         self._prefix = ""
 
     def __call__(self, name: str, x: Array) -> Array:
-        if self.wants(name):
-            self.captured[self._prefix + name] = x
+        tap = self._taps.get(self._prefix + name)
+        if tap is None:
+            return x
+        for edit in tap.edits:
+            x = edit(x, self._lengths)
+        if tap.take is not None:
+            self.captured[self._prefix + name] = tap.take(x, self._lengths)
         return x
 
     def wants(self, name: str) -> bool:
-        """Whether `name` is asked for: what only exists to be looked at is made only then."""
-        return self._prefix + name in self.wanted
+        """Whether anything is asked of `name`: what exists only for that is made only then."""
+        return self._prefix + name in self._taps
+
+    def edits(self, name: str) -> bool:
+        """Whether `name` is changed."""
+        tap = self._taps.get(self._prefix + name)
+        return tap is not None and bool(tap.edits)
 
     def at(self, part: str) -> Taps:
         """The same collection, seen from inside the submodule `part`."""
-        inside = Taps(self.wanted)
+        inside = Taps(self._taps, self._lengths)
         inside.captured = self.captured
         inside._prefix = f"{self._prefix}{part}."
         return inside
+
+
+def along(axes: str, array: AnyArray, positions: Int[AnyArray, "B P"]) -> Array:
+    """Of each row of `array` its own `positions`; an array that has no T, or one of 1, stays."""
+    axis = axes.split().index("T")
+    if array.ndim == 0 or array.shape[axis] == 1:
+        return jnp.asarray(array)
+    shape = [1] * array.ndim
+    shape[0], shape[axis] = positions.shape
+    return jnp.take_along_axis(array, positions.reshape(shape), axis=axis, mode="clip")
+
+
+def _real(axes: str, x: Array, lengths: Int[Array, " B"], along: str = "T") -> Bool[Array, ...]:
+    """True at each row's first `lengths` positions, in a shape that goes with `x`."""
+    axis = axes.split().index(along)
+    shape = [1] * x.ndim
+    shape[0], shape[axis] = len(lengths), x.shape[axis]
+    return (jnp.arange(x.shape[axis]) < lengths[:, None]).reshape(shape)
+
+
+def _pooled(
+    axes: str, x: Array, reduce: Any, queries: Int[Array, " B"], keys: Int[Array, " B"]
+) -> Array:
+    """The maximum or the mean of each cell of positions, without padding and masked scores.
+
+    A cell of nothing but padding is 0, one of nothing but masked scores is -inf.
+    """
+    kind, cells = reduce
+    real = _real(axes, x, queries)
+    if "S" in axes.split():
+        real = real & _real(axes, x, keys, along="S")
+    real = jnp.broadcast_to(real, x.shape)
+    seen = real & (x != -jnp.inf)
+    over = [axis for axis, name in enumerate(axes.split()) if name in "TS"]
+
+    def gather(array: Array, combine: Callable[..., Array]) -> Array:
+        for axis in over:
+            array = _cells(array, axis, cells, combine)
+        return array
+
+    if kind == "max_pool":
+        pooled = gather(jnp.where(seen, x, -jnp.inf), jnp.max)
+    else:
+        counts = gather(seen.astype(jnp.int32), jnp.sum)
+        total = gather(jnp.where(seen, x, 0).astype(wide(x.dtype)), jnp.sum)
+        pooled = jnp.where(counts > 0, total / jnp.maximum(counts, 1), -jnp.inf)
+    return jnp.where(gather(real, jnp.any), pooled, 0).astype(x.dtype)
+
+
+def _cells(array: Array, axis: int, cells: int, combine: Callable[..., Array]) -> Array:
+    """`combine` over each of at most `cells` pieces of an axis, cut as `np.array_split` cuts."""
+    length = array.shape[axis]
+    cells = min(cells, length)
+    size, longer = divmod(length, cells)
+    parts, start = [], 0
+    for count, width in ((longer, size + 1), (cells - longer, size)):
+        if count:
+            part = jax.lax.slice_in_dim(array, start, start + count * width, axis=axis)
+            shape = (*array.shape[:axis], count, width, *array.shape[axis + 1 :])
+            parts.append(combine(part.reshape(shape), axis=axis + 1))
+            start += count * width
+    return jnp.concatenate(parts, axis=axis)

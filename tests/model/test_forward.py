@@ -8,8 +8,8 @@ import pytest
 
 from llama_jax.config import LlamaConfig
 from llama_jax.model import Model, empty_cache, forward, parameters
-from llama_jax.model.tap import Taps
-from llama_jax.points import POINTS, resolve
+from llama_jax.model.tap import Take, Tap, Taps
+from llama_jax.points import POINTS, point_of, resolve
 from tests.tiny import GQA, MHA, MQA, model
 
 TOKENS = np.random.default_rng(0).integers(0, GQA.vocab_size, (2, 40)).astype(np.int32)
@@ -18,7 +18,8 @@ FULL = np.array([40, 40], np.int32)
 
 @functools.partial(jax.jit, static_argnums=(0, 5))
 def _forward(structure, leaves, tokens, lengths, cache=None, capture=frozenset()):
-    return forward(jax.tree.unflatten(structure, leaves), tokens, lengths, cache, capture)
+    taps = {name: Tap(take=Take(point_of(name).axes)) for name in capture}
+    return forward(jax.tree.unflatten(structure, leaves), tokens, lengths, cache, taps)
 
 
 def run(made, tokens, lengths, cache=None, capture=frozenset()):
@@ -115,6 +116,7 @@ def test_without_capture_the_program_is_the_one_without_taps(monkeypatch):
     with_taps = _lowered()
     monkeypatch.setattr(Taps, "__call__", lambda self, name, x: x)
     monkeypatch.setattr(Taps, "wants", lambda self, name: False)
+    monkeypatch.setattr(Taps, "edits", lambda self, name: False)
     assert _lowered() == with_taps
 
 

@@ -1,0 +1,279 @@
+"""Changing tensors inside a forward pass: `Ablate`, `Patch`, `Steer`, `Replace`.
+
+Here a user's words become what the compiled program takes: heads and positions a mask, donors and
+vectors values (`llama_jax.model.tap`). So new ones of the same shapes reuse the program.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Int
+
+from llama_jax.capture import CaptureError, Heads, Positions, heads_of, positions_of
+from llama_jax.config import LlamaConfig
+from llama_jax.model import tap
+from llama_jax.model.tap import EditError
+from llama_jax.points import PointError, Points, point_of, resolve
+
+if TYPE_CHECKING:
+    from llama_jax.run import Run
+
+__all__ = ["Ablate", "Edit", "Patch", "Place", "Replace", "Steer", "edits_at"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Ablate:
+    """Puts a constant in the place of a tensor, or of some heads and positions of it.
+
+    `to` is a number, an array that broadcasts to the tensor, or `"mean"`: the mean over the batch
+    and the real positions of this very forward pass (in `generate`: of each chunk or step). `point`
+    takes every form of name, so one edit may stand for many layers.
+
+    >>> from llama_jax import Llama
+    >>> llama = Llama.from_pretrained("cria")
+    >>> run = llama.run("Once upon a time", ("z", 1), edits=[Ablate(("z", 1), heads=[2])])
+    >>> bool((run["z"][:, :, 2] == 0).all()), bool((run["z"][:, :, 3] == 0).all())
+    (True, False)
+    """
+
+    point: Points
+    heads: Heads | None = None
+    positions: Positions | None = None
+    to: Any = 0.0
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Patch:
+    """Puts what another run had in the place of a tensor, or of some heads and positions of it.
+
+    `donor` is a `Run` that captured the point whole, a mapping from full names to arrays, or one
+    array. One row serves a whole batch. Where the donor's prompt has another length, `positions`
+    must be given, and each counts in its own row: -1 is the receiver's last position and takes the
+    donor's last.
+    """
+
+    point: Points
+    donor: Run | Mapping[str, Array] | Array
+    positions: Positions | None = None
+    heads: Heads | None = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Steer:
+    """Adds `scale * vector` to a tensor, at some positions or at all.
+
+    `vector` broadcasts to the tensor: `[D]` for the residual stream. A scale of 0 changes no bit.
+    """
+
+    point: Points
+    vector: Array
+    scale: float = 1.0
+    positions: Positions | None = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Replace:
+    """Puts `fn(x)` in the place of the tensor `x`; it must keep the shape.
+
+    `fn` is traced by JAX, once for each new function object and shape: define it once to compile
+    once. In `generate` it meets the prompt in chunks, padded on the right, then single positions.
+    """
+
+    point: Points
+    fn: Callable[[Array], Array]
+
+
+Edit = Ablate | Patch | Steer | Replace
+
+
+class Place(NamedTuple):
+    """The sequences that edits are for: how long they are, and how long they may become."""
+
+    config: LlamaConfig
+    dtype: jnp.dtype  # of sums: at least f32
+    lengths: Int[np.ndarray, " B"]
+    queries: int  # T of the prompts
+    size: int  # positions that a mask spans: T, or the cache's
+    more: int = 0  # positions that come behind each row
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return point_of(name).shape(self.config, len(self.lengths), self.queries, self.queries)
+
+
+def edits_at(edits: Edit | Iterable[Edit], place: Place) -> dict[str, tuple[tap.Edit, ...]]:
+    """Full name -> what is done there, in the order of `edits`.
+
+    Raises `EditError`, and `PointError`.
+    """
+    if isinstance(edits, Edit):
+        edits = [edits]
+    made: dict[str, tuple[tap.Edit, ...]] = {}
+    for edit in edits:
+        if not isinstance(edit, Edit):
+            raise EditError(f"{edit!r} is not an edit: give Ablate, Patch, Steer or Replace.")
+        same: dict[str, tap.Edit] = {}  # equal points of different layers share their arrays
+        for name in resolve(edit.point, place.config.num_hidden_layers):
+            kind = name if isinstance(edit, Patch) else point_of(name).name
+            if kind not in same:
+                same[kind] = _made(edit, name, place)
+            made[name] = (*made.get(name, ()), same[kind])
+    return made
+
+
+def _made(edit: Edit, name: str, place: Place) -> tap.Edit:
+    point = point_of(name)
+    if isinstance(edit, Replace):
+        if not callable(edit.fn):
+            raise EditError(f"Replace at {name}: {edit.fn!r} is no function.")
+        return tap.Call(edit.fn, point.name.removeprefix("layers.{i}."))
+    what = f"{type(edit).__name__} at {name}"
+    reach = _reach(edit.positions, place, what)
+    heads = None
+    if not isinstance(edit, Steer) and edit.heads is not None:
+        try:
+            heads = heads_of(edit.heads, point, place.config, what)
+        except CaptureError as error:
+            raise EditError(str(error)) from None
+    if isinstance(edit, Steer):
+        value, reach = _fitted(edit.vector, reach, name, place, what)
+        value = value.astype(place.dtype) * jnp.asarray(edit.scale, place.dtype)
+        # Added to 0.0, -0.0 leaves it, and 0.0 to -0.0 does not.
+        value = jnp.where(value == 0, -0.0, value)
+        return tap.Add(point.axes, _mask(reach, heads, name, place), value)
+    if isinstance(edit, Ablate) and isinstance(edit.to, str):
+        if edit.to != "mean":
+            raise EditError(f"{what}: to is {edit.to!r}; it must be a number, 'mean' or an array.")
+        return tap.Mean(point.axes, _mask(reach, heads, name, place))
+    if isinstance(edit, Ablate):
+        value, reach = _fitted(edit.to, reach, name, place, what)
+    else:
+        value, reach = _donated(edit, reach, name, place, what)
+    return tap.Put(point.axes, _mask(reach, heads, name, place), value)
+
+
+def _reach(positions: Positions | None, place: Place, what: str) -> Bool[np.ndarray, "B T"]:
+    """Which positions of each row are edited."""
+    reach = np.zeros((len(place.lengths), place.size), bool)
+    if positions is None:
+        reach[:] = True
+    elif isinstance(positions, slice):
+        for row, length in zip(reach, place.lengths, strict=True):
+            row[range(*positions.indices(int(length)))] = True
+            step = 1 if positions.step is None else positions.step
+            if positions.stop is None and step > 0:  # goes on into what is yet to be written
+                row[int(length) + -(int(length) - (positions.start or 0)) % step :: step] = True
+    else:
+        try:
+            chosen = positions_of(positions, place.lengths, what, place.more)
+        except CaptureError as error:
+            raise EditError(str(error)) from None
+        np.put_along_axis(reach, chosen, True, axis=1)
+    return reach
+
+
+def _mask(
+    reach: Bool[np.ndarray, "B T"], heads: tuple[int, ...] | None, name: str, place: Place
+) -> Bool[np.ndarray, ...]:
+    """True where the tensor is changed; of full rank, and as large whatever is chosen."""
+    axes = point_of(name).axes.split()
+    shape = [1] * len(axes)
+    shape[0], shape[axes.index("T")] = reach.shape
+    mask = reach.reshape(shape)
+    for axis, kind in enumerate(axes):
+        if kind in "NK":
+            count = place.shape(name)[axis]
+            chosen = np.isin(np.arange(count), range(count) if heads is None else heads)
+            mask = mask & chosen.reshape([-1 if a == axis else 1 for a in range(len(axes))])
+    return mask
+
+
+def _fitted(
+    value: Any, reach: Bool[np.ndarray, "B T"], name: str, place: Place, what: str
+) -> tuple[Array, Bool[np.ndarray, "B T"]]:
+    """A number or an array as one that the tensor takes, and the positions that it is there for."""
+    array = jnp.asarray(value, None if hasattr(value, "dtype") else place.dtype)
+    if array.ndim == 0:
+        return array, reach
+    shape, axes = place.shape(name), point_of(name).axes.split()
+    padded = (1,) * (len(shape) - array.ndim) + array.shape
+    if not all(a in (1, b) for a, b in itertools.zip_longest(padded, shape)):
+        raise EditError(
+            f"{what}: the array given has shape {list(array.shape)}; the tensor there has "
+            f"{list(shape)} ({' '.join(axes)}), and the one must broadcast to the other."
+        )
+    return _grown(array.reshape(padded), reach, name, place)
+
+
+def _grown(
+    array: Array, reach: Bool[np.ndarray, "B T"], name: str, place: Place
+) -> tuple[Array, Bool[np.ndarray, "B T"]]:
+    """Fits an array made for the prompts to the room that masks have."""
+    axes = point_of(name).axes.split()
+    if array.shape[axes.index("T")] > 1:
+        reach = reach & (np.arange(place.size) < array.shape[axes.index("T")])
+    if "S" in axes and 1 < array.shape[-1] < place.size:
+        room = [(0, 0)] * (array.ndim - 1) + [(0, place.size - array.shape[-1])]
+        nothing = -jnp.inf if name.endswith(".scores") else 0
+        array = jnp.pad(array, room, constant_values=nothing)
+    return array, reach
+
+
+def _donated(
+    edit: Patch, reach: Bool[np.ndarray, "B T"], name: str, place: Place, what: str
+) -> tuple[Array, Bool[np.ndarray, "B T"]]:
+    array, lengths = _donor(edit.donor, name, what)
+    shape, axes = place.shape(name), point_of(name).axes.split()
+    at = axes.index("T")
+    others = [a for a in range(1, len(axes)) if axes[a] not in "TS"]
+    fits = (
+        array.ndim == len(shape)
+        and array.shape[0] in (1, shape[0])
+        and all(array.shape[a] == shape[a] for a in others)
+    )
+    same_length = fits and all(array.shape[a] == shape[a] for a in range(1, len(axes)))
+    if not fits or not (same_length or (edit.positions is not None and "S" not in axes)):
+        hint = ""
+        if fits and "S" not in axes:
+            hint = " Prompts of different lengths need positions=, each counted in its own row."
+        raise EditError(
+            f"{what}: the donor has shape {list(array.shape)}; the tensor there has {list(shape)} "
+            f"({' '.join(axes)}).{hint}"
+        )
+    if edit.positions is not None and not isinstance(edit.positions, slice):
+        theirs = np.full(len(place.lengths), array.shape[at]) if lengths is None else lengths
+        theirs = np.broadcast_to(theirs, place.lengths.shape)
+        try:
+            source = positions_of(edit.positions, theirs, f"{what}, in the donor")
+        except CaptureError as error:
+            raise EditError(str(error)) from None
+        target = positions_of(edit.positions, place.lengths, what, place.more)
+        if not same_length or (source != target).any():
+            index = np.zeros((len(place.lengths), max(shape[at], int(target.max()) + 1)), np.int32)
+            np.put_along_axis(index, target, source, axis=1)
+            array = tap.along(point_of(name).axes, array, index)
+    elif not same_length:
+        raise EditError(f"{what}: a slice cannot say which positions of another length it means.")
+    reach = reach & (np.arange(place.size) < array.shape[at])
+    return _grown(array, reach, name, place)
+
+
+def _donor(donor: Any, name: str, what: str) -> tuple[Array, Int[np.ndarray, " B"] | None]:
+    """The donor's array for the point, and its rows' lengths where it knows them."""
+    captures = getattr(donor, "captures", None)
+    if captures is not None:  # a Run
+        if name not in donor.captured:
+            raise PointError(f"{what}: the donor did not capture it. Run it with capture={name!r}.")
+        if not captures[name].whole:
+            raise EditError(f"{what}: the donor holds only a part of it, {captures[name]}.")
+        return jnp.asarray(donor.captured[name]), donor.lengths
+    if isinstance(donor, Mapping):
+        if name not in donor:
+            raise PointError(f"{what}: the donor has no {name!r}; it has {', '.join(donor)}.")
+        return jnp.asarray(donor[name]), None
+    return jnp.asarray(donor), None

@@ -1,0 +1,154 @@
+"""Gradients of a metric with respect to points and weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from llama_jax.capture import Capture, Captured, taps_for
+from llama_jax.config import LlamaConfig
+from llama_jax.edits import Edit, Place, edits_at
+from llama_jax.model import Logits, forward, leaves_of, parameters
+from llama_jax.model.product import wide
+from llama_jax.model.tap import Add, Tap
+from llama_jax.plan import check_budget
+from llama_jax.points import PointError, Points, is_pair, point_of, resolve, resolve_weights
+
+if TYPE_CHECKING:
+    from llama_jax.llama import Llama
+
+__all__ = ["Gradients", "Metric", "gradients"]
+
+# Logits [B, V] (or [B, T, V] with logits="all") to a value for each row, [B], or one number.
+Metric = Callable[[Array], Array]
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Gradients(Captured, Mapping[str, Array]):
+    """d metric / d x for every point and weight x that was asked for, each of x's shape.
+
+    `metric` is its value, for each row or for all. A point's gradient at row b is that of
+    row b's value; a weight's is that of the sum over rows. A mapping from full names, that takes
+    every form of name.
+    """
+
+    config: LlamaConfig
+    metric: Float[Array, ...]
+    captured: Mapping[str, Array]
+
+    @property
+    def _num_layers(self) -> int:
+        return self.config.num_hidden_layers
+
+    def __getitem__(self, points: Points) -> Any:
+        if isinstance(points, str) and points in self.captured:
+            return self.captured[points]
+        try:
+            return super().__getitem__(points)
+        except PointError:
+            names = resolve_weights(points, self.captured)
+            found = {name: self.captured[name] for name in names}
+            if not found:
+                raise
+            return next(iter(found.values())) if len(found) == 1 else found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.captured)
+
+    def __len__(self) -> int:
+        return len(self.captured)
+
+    def __repr__(self) -> str:
+        return f"Gradients(of {np.asarray(self.metric)} with respect to {', '.join(self.captured)})"
+
+
+def gradients(
+    llama: Llama,
+    tokens: Int[np.ndarray, "B T"],
+    lengths: Int[np.ndarray, " B"],
+    metric: Metric,
+    points: Points,
+    edits: Edit | Iterable[Edit] = (),
+    logits: Logits = "last",
+    budget: int | str | None = None,
+) -> Gradients:
+    """See `Llama.gradients`, which also takes text."""
+    config, dtype = llama.config, llama.model.dtype
+    names, weights = _split(points, llama)
+    asked = {name: Capture(name) for name in names}
+    check_budget(asked, config, lengths, dtype, logits, budget)
+    place = Place(config, wide(dtype), lengths, tokens.shape[1], tokens.shape[1])
+    taps = taps_for({}, edits_at(edits, place), config, lengths)
+    nothing = {}
+    for name in names:
+        queries = 1 if name == "logits" and logits == "last" else tokens.shape[1]
+        shape = point_of(name).shape(config, len(tokens), queries, tokens.shape[1])
+        nothing[name] = jnp.full(shape, -0.0, wide(dtype))
+    leaves, structure = leaves_of(llama.model)
+    slots = parameters(llama.model)
+    index = {id(leaf): i for i, leaf in enumerate(leaves)}
+    places = tuple((name, index[id(slots[name].get_value())]) for name in weights)
+    values, found = _program(
+        structure, places, metric, logits, leaves, nothing, taps, tokens, lengths
+    )
+    return Gradients(config, values, {name: found[name] for name in (*names, *weights)})
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _program(
+    structure: Any,
+    places: tuple[tuple[str, int], ...],
+    metric: Metric,
+    logits: Logits,
+    leaves: tuple[Array, ...],
+    nothing: dict[str, Array],
+    taps: dict[str, Tap],
+    tokens: Int[Array, "B T"],
+    lengths: Int[Array, " B"],
+) -> tuple[Float[Array, ...], dict[str, Array]]:
+    def total(wanted: dict[str, Array]) -> tuple[Float[Array, ""], Float[Array, ...]]:
+        inside = dict(taps)
+        for name in nothing:
+            before = inside[name].edits if name in inside else ()
+            added = Add(point_of(name).axes, jnp.ones((1,) * wanted[name].ndim, bool), wanted[name])
+            inside[name] = Tap((*before, added))
+        all_leaves = list(leaves)
+        for name, i in places:
+            all_leaves[i] = wanted[name]
+        model = jax.tree.unflatten(structure, all_leaves)
+        made = forward(model, tokens, lengths, taps=inside, logits=logits).logits
+        assert made is not None
+        values = jnp.asarray(metric(made[:, 0] if logits == "last" else made))
+        if values.shape not in ((), (len(tokens),)):
+            raise ValueError(
+                f"The metric gives shape {list(values.shape)}; it must give a value for each of "
+                f"the {len(tokens)} rows, [{len(tokens)}], or one number."
+            )
+        return jnp.sum(values), values
+
+    wanted = {**nothing, **{name: leaves[i] for name, i in places}}
+    found, values = jax.grad(total, has_aux=True)(wanted)
+    return values, found
+
+
+def _split(points: Points, llama: Llama) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Full names of points and of weights."""
+    items: list[Any] = [points] if isinstance(points, str) or is_pair(points) else list(points)
+    known = parameters(llama.model)
+    names: list[str] = []
+    weights: list[str] = []
+    for item in items:
+        found = resolve_weights(item, known)
+        weights.extend(found)
+        if not found:
+            names.extend(resolve([item], llama.config.num_hidden_layers))
+    if not names and not weights:
+        raise ValueError("points names nothing: give a point such as 'resid_post', or a weight.")
+    return tuple(dict.fromkeys(names)), tuple(dict.fromkeys(weights))

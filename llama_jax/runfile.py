@@ -1,0 +1,171 @@
+"""A run in one file: safetensors, with what is not an array as JSON in the header's metadata."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import tempfile
+from typing import TYPE_CHECKING, Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors.numpy import save_file
+
+from llama_jax.capture import Capture
+from llama_jax.checkpoint.tensors import DTYPES, CheckpointError, TensorInfo, on_host, read_header
+from llama_jax.config import LlamaConfig, RopeScaling
+from llama_jax.model.tap import TopK
+
+if TYPE_CHECKING:
+    from llama_jax.llama import Llama
+    from llama_jax.run import Run
+
+__all__ = ["FORMAT", "RunFileError", "read", "write"]
+
+#: Raised with every change that an older reader would misread.
+FORMAT = 1
+_KEY = "llama_jax.run"
+_INDICES = "#indices"  # behind a point's name: the second part of a TopK
+_STORED = {**DTYPES, "I32": np.dtype("int32"), "I64": np.dtype("int64")}
+
+
+class RunFileError(ValueError):
+    """A file that holds no run that this version, or this llama, can take."""
+
+
+def write(path: str | os.PathLike[str], run: Run) -> None:
+    """See `Run.save`. Raises `RunFileError` where `path` is a folder."""
+    path = pathlib.Path(path).expanduser()
+    if path.is_dir():
+        raise RunFileError(f"{path} is a folder; a run is one file, such as {path / 'x.run'}.")
+    arrays: dict[str, Any] = {"tokens": run.tokens, "lengths": run.lengths, "logits": run.logits}
+    for name, value in run.captured.items():
+        if isinstance(value, TopK):
+            arrays[name], arrays[name + _INDICES] = value
+        elif name != "logits" or value is not run.logits:
+            arrays[f"captured.{name}" if name == "logits" else name] = value
+    llama = run.llama
+    tokenizer = None if llama is None else llama.tokenizer
+    about = {
+        "format": FORMAT,
+        "model": None if llama is None else llama.name,
+        "config": dataclasses.asdict(run.config),
+        "dtype": run.dtype,
+        "captures": {name: _plain(capture) for name, capture in run.captures.items()},
+        "edited": list(run.edited),
+        "pieces": tokenizer and [tokenizer.pieces(row.tolist()) for row in run.tokens],
+        "versions": _versions(),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, new = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    try:
+        on_disk = {name: on_host(array) for name, array in arrays.items()}
+        save_file(on_disk, new, metadata={_KEY: json.dumps(about)})
+        with open(new, "rb+") as stream:
+            os.fsync(stream.fileno())
+        os.chmod(new, 0o666 & ~_umask())
+        os.replace(new, path)
+    finally:
+        pathlib.Path(new).unlink(missing_ok=True)
+
+
+def read(path: str | os.PathLike[str], llama: Llama | None) -> dict[str, Any]:
+    """The fields of a `Run` but its llama; arrays are mapped, not read."""
+    path = pathlib.Path(path).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is no file; Run.save writes one.")
+    try:
+        tensors, metadata = read_header(path)
+    except CheckpointError as error:
+        raise RunFileError(str(error)) from None
+    try:
+        about = json.loads(metadata[_KEY])
+        if about["format"] > FORMAT:
+            raise RunFileError(
+                f"{path} has format {about['format']}, written by llama-jax "
+                f"{about.get('versions', {}).get('llama-jax')}; this is "
+                f"{_versions()['llama-jax']}, which reads up to {FORMAT}. "
+                "Install a newer llama-jax to open it."
+            )
+        config = _config(about["config"])
+        captures = {name: _capture(name, plain) for name, plain in about["captures"].items()}
+        arrays = {name: _mapped(path, info) for name, info in tensors.items()}
+        logits = arrays["logits"]
+        captured = {name: _value(name, arrays) for name in captures}
+        fields = {
+            "config": config,
+            "tokens": np.array(arrays["tokens"]),
+            "lengths": np.array(arrays["lengths"]),
+            "logits": logits,
+            "captured": captured,
+            "captures": captures,
+            "edited": tuple(about["edited"]),
+            "dtype": about["dtype"],
+        }
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, RunFileError):
+            raise
+        raise RunFileError(f"{path} is no run, or a damaged one: {error!r}.") from None
+    if llama is not None and llama.config != config:
+        raise RunFileError(
+            f"{path} is a run of {about['model'] or 'a model'} with {config}; the llama given has "
+            f"{llama.config}."
+        )
+    return fields
+
+
+def _value(name: str, arrays: dict[str, Any]) -> Any:
+    if name + _INDICES in arrays:
+        return TopK(arrays[name], arrays[name + _INDICES])
+    if name == "logits":
+        return arrays.get("captured.logits", arrays["logits"])
+    return arrays[name]
+
+
+def _mapped(path: pathlib.Path, info: TensorInfo) -> np.ndarray:
+    dtype = _STORED[info.dtype]
+    if not info.nbytes:
+        return np.zeros(info.shape, dtype)
+    return np.memmap(path, dtype, "r", info.offset, info.shape)
+
+
+def _plain(capture: Capture) -> dict[str, Any]:
+    positions: Any = capture.positions
+    if isinstance(positions, slice):
+        positions = {"slice": [positions.start, positions.stop, positions.step]}
+    return {
+        "positions": positions,
+        "heads": capture.heads,
+        "reduce": capture.reduce,
+        "dtype": None if capture.dtype is None else capture.dtype.name,
+    }
+
+
+def _capture(name: str, plain: dict[str, Any]) -> Capture:
+    positions = plain["positions"]
+    if isinstance(positions, dict):
+        positions = slice(*positions["slice"])
+    dtype = plain["dtype"]
+    return Capture(name, positions, plain["heads"], plain["reduce"], dtype and jnp.dtype(dtype))
+
+
+def _config(plain: dict[str, Any]) -> LlamaConfig:
+    scaling = plain["rope_scaling"]
+    return LlamaConfig(**{**plain, "rope_scaling": scaling and RopeScaling(**scaling)})
+
+
+def _versions() -> dict[str, str]:
+    import llama_jax
+
+    return {m.__name__.replace("_", "-"): m.__version__ for m in (llama_jax, jax, flax, np)}
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
