@@ -7,7 +7,7 @@ import itertools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,6 @@ from llama_jax.config import LlamaConfig
 from llama_jax.memory import free_memory, in_bytes, readable
 from llama_jax.model import Logits
 from llama_jax.model.product import wide
-from llama_jax.model.tap import TopK
 from llama_jax.points import point_of
 from llama_jax.tables import Table
 
@@ -98,12 +97,13 @@ def plan(
             queries = 1 if point.name == "logits" and logits == "last" else longest
             shape = point.shape(config, len(lengths), queries, longest)
             x = jax.ShapeDtypeStruct(shape, wide(dtype) if point.wide else dtype)
-            # The very function that will run says what it gives.
-            kept = jax.eval_shape(take.__call__, x, lengths)
-            size = sum(
-                math.prod(part.shape) * part.dtype.itemsize for part in jax.tree.leaves(kept)
-            )
-            first = kept.values if isinstance(kept, TopK) else kept
+            if captures[name].whole:
+                kept: Any = jax.ShapeDtypeStruct(shape, take.dtype or x.dtype)
+            else:  # the very function that will run says what it gives
+                kept = jax.eval_shape(take.__call__, x, lengths)
+            parts = jax.tree.leaves(kept)
+            size = sum(math.prod(part.shape) * part.dtype.itemsize for part in parts)
+            first = parts[0]  # of a TopK the values
             seen[key] = (first.shape, first.dtype.name, size)
         rows.append(PlanRow(name, *seen[key]))
     if "logits" not in captures or not captures["logits"].plain:

@@ -213,6 +213,7 @@ def _dotted(path: str) -> str:
     >>> _dotted("model.layers[3].self_attn.o_proj"), _dotted(".norm"), _dotted("pattern")
     ('layers.3.self_attn.o_proj', 'norm', 'pattern')
     """
+    path = re.sub(r"""^.*\[['"](.+)['"]\]$""", r"\1", path)  # run['layers.3.mlp.out']
     path = re.sub(r"\[(\d+)\]", r".\1", path).removeprefix(".")
     return re.sub(r"^(\w+\.)*?(?=(embed_tokens|layers|norm|lm_head)(\.|$))", "", path)
 
@@ -228,6 +229,7 @@ def _fits(pattern: str, name: str) -> bool:
     )
 
 
+@functools.lru_cache(maxsize=8192)
 def point_of(name: str) -> Point:
     """The kind of the tensor with that full name.
 

@@ -44,7 +44,8 @@ class Run(Captured):
     Axes are those of `llama_jax.points.POINTS`. Rows shorter than the longest are padded on the
     right: of row b only the first `lengths[b]` positions mean anything. Arrays stay on their
     devices until somebody looks. `captures` says how each point was asked for, `edited` which
-    points were changed. `llama` is None in a run that was loaded without one.
+    points were changed, `model` and `versions` by what it was made. `llama` is None in a run that
+    was loaded without one.
 
     >>> from llama_jax import Llama
     >>> run = Llama.from_pretrained("cria").run("Once upon a time", capture=("pattern", "embed"))
@@ -61,6 +62,8 @@ class Run(Captured):
     captures: Mapping[str, Capture]
     edited: tuple[str, ...] = ()
     dtype: str = "float32"  # of the weights and the activations
+    model: str | None = None  # its name
+    versions: Mapping[str, str] = dataclasses.field(default_factory=runfile.versions)
 
     @property
     def _num_layers(self) -> int:
@@ -214,7 +217,18 @@ def run(
     made, captured = _program(structure, leaves, tokens, lengths, taps, logits)
     captured.setdefault("logits", made)
     captured = {name: captured[name] for name in captures}
-    return Run(llama, config, tokens, lengths, made, captured, captures, tuple(changes), str(dtype))
+    return Run(
+        llama,
+        config,
+        tokens,
+        lengths,
+        made,
+        captured,
+        captures,
+        tuple(changes),
+        str(dtype),
+        llama.name,
+    )
 
 
 def check_logits(logits: Logits) -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from llama_jax.llama import Llama
     from llama_jax.run import Run
 
-__all__ = ["FORMAT", "RunFileError", "read", "write"]
+__all__ = ["FORMAT", "RunFileError", "read", "versions", "write"]
 
 #: Raised with every change that an older reader would misread.
 FORMAT = 1
@@ -52,13 +52,13 @@ def write(path: str | os.PathLike[str], run: Run) -> None:
     tokenizer = None if llama is None else llama.tokenizer
     about = {
         "format": FORMAT,
-        "model": None if llama is None else llama.name,
+        "model": run.model,
         "config": dataclasses.asdict(run.config),
         "dtype": run.dtype,
         "captures": {name: _plain(capture) for name, capture in run.captures.items()},
         "edited": list(run.edited),
         "pieces": tokenizer and [tokenizer.pieces(row.tolist()) for row in run.tokens],
-        "versions": _versions(),
+        "versions": dict(run.versions),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, new = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
@@ -89,7 +89,7 @@ def read(path: str | os.PathLike[str], llama: Llama | None) -> dict[str, Any]:
             raise RunFileError(
                 f"{path} has format {about['format']}, written by llama-jax "
                 f"{about.get('versions', {}).get('llama-jax')}; this is "
-                f"{_versions()['llama-jax']}, which reads up to {FORMAT}. "
+                f"{versions()['llama-jax']}, which reads up to {FORMAT}. "
                 "Install a newer llama-jax to open it."
             )
         config = _config(about["config"])
@@ -106,6 +106,8 @@ def read(path: str | os.PathLike[str], llama: Llama | None) -> dict[str, Any]:
             "captures": captures,
             "edited": tuple(about["edited"]),
             "dtype": about["dtype"],
+            "model": about["model"],
+            "versions": about["versions"],
         }
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, RunFileError):
@@ -159,7 +161,8 @@ def _config(plain: dict[str, Any]) -> LlamaConfig:
     return LlamaConfig(**{**plain, "rope_scaling": scaling and RopeScaling(**scaling)})
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """The libraries at work."""
     import llama_jax
 
     return {m.__name__.replace("_", "-"): m.__version__ for m in (llama_jax, jax, flax, np)}

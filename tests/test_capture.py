@@ -249,6 +249,7 @@ def test_a_path_of_the_tree_means_what_comes_out_there(llama):
         ".layers[2].mlp": "layers.2.mlp.out",
         "model.layers[0]": "layers.0.resid_post",
         "model.norm": "norm.out",
+        "run['layers.1.mlp.gate']": "layers.1.mlp.gate",
         "model.embed_tokens": "embed",
         "layers.1.post_attention_layernorm": "layers.1.post_attention_layernorm.out",
     }

@@ -8,14 +8,21 @@ import re
 README = pathlib.Path(__file__).parent.parent / "README.md"
 
 
-def test_the_ten_lines_run():
-    (code,) = re.findall(r"```python\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
-        exec(code, {})
-    lines = printed.getvalue().splitlines()
-    assert "token=" in lines[0] and "' Mary'" in lines[0]
-    assert lines[1].startswith("(1, 8, ")
-    assert len(lines) >= 4
+def test_all_of_its_code_runs(tmp_path, monkeypatch):
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    printed = []
+    for code in blocks:
+        with contextlib.redirect_stdout(io.StringIO()) as lines:
+            exec(code, names)
+        printed.append(lines.getvalue().splitlines())
+    first, kept, changed = printed
+    assert "token=" in first[0] and "' Mary'" in first[0]
+    assert first[1].startswith("(1, 8, ") and len(first) >= 4
+    assert 0 < float(kept[0].split()[0]) < 1 and kept[-1].startswith("total: ")
+    assert (tmp_path / "one-day.run").is_file()
+    assert "token=" in changed[0] and changed[-1] == "(1, 15, 192) (192, 256)"
 
 
 def test_every_picture_and_file_that_is_named_exists():

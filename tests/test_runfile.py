@@ -39,6 +39,7 @@ def test_what_is_loaded_is_what_was_saved_bit_for_bit(llama, saved):
     for again in (Run.load(path), Run.load(str(path), llama)):
         assert again.names == run.names and again.edited == run.edited == ("layers.1.self_attn.z",)
         assert again.config == run.config and again.dtype == "bfloat16"
+        assert again.versions == run.versions and again.model is None
         assert again.lengths.tolist() == [9, 3] and (again.tokens == run.tokens).all()
         for name in run.names:
             expected, got = run[name], again[name]
@@ -143,7 +144,9 @@ def test_the_file_says_where_it_came_from(saved):
     assert about["format"] == 1 and about["dtype"] == "bfloat16"
     assert set(about["versions"]) == {"llama-jax", "jax", "flax", "numpy"}
     cria = Llama.from_pretrained("cria")
-    assert cria.name == "cria" and Llama.abstract("llama-3.2-1b").name == "llama-3.2-1b"
+    cria.run("One day").save(saved[1])
+    assert Run.load(saved[1]).model == cria.name == "cria"
+    assert Llama.abstract("llama-3.2-1b").name == "llama-3.2-1b"
 
 
 def test_a_run_is_drawn_as_a_tree_whose_paths_read_it(saved):

@@ -20,6 +20,11 @@ def causal_mask(
     return (keys <= positions[..., None]) & (keys < lengths[:, None, None])
 
 
+# Above so many queries and scores a layer's T x S maps are made a block of queries at a time.
+BLOCK = 512
+LARGEST_MAP = 2**26  # scores, 256 MiB of them in f32
+
+
 def attend(
     q: Float[Array, "B T N H"],
     k: Float[Array, "B S K H"],
@@ -30,15 +35,39 @@ def attend(
     """`softmax(q k^T / sqrt(H)) v`, softmax in at least f32; query head n reads head n // (N // K).
 
     The softmax is cast to the dtype of the activations before it weighs the values, as both
-    references do; the point `pattern` is that tensor.
+    references do; the point `pattern` is that tensor. Whole maps are made where somebody wants to
+    see or change one, and where they are small.
     """
+    batch, queries, heads, size = q.shape
+    wanted = taps.wants("scores") or taps.wants("pattern")
+    if wanted or queries <= BLOCK or batch * heads * queries * k.shape[1] <= LARGEST_MAP:
+        return taps("z", _attend(q, k, v, mask, taps))
+    rest = -queries % BLOCK
+    blocks = (
+        jnp.pad(q, ((0, 0), (0, rest), (0, 0), (0, 0))),
+        jnp.pad(mask, ((0, 0), (0, rest), (0, 0)), constant_values=True),
+    )
+    by_block = [x.reshape(batch, -1, BLOCK, *x.shape[2:]).swapaxes(0, 1) for x in blocks]
+    z = jax.lax.map(lambda block: _attend(block[0], k, v, block[1], None), tuple(by_block))
+    return taps("z", z.swapaxes(0, 1).reshape(batch, -1, heads, size)[:, :queries])
+
+
+def _attend(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    mask: Bool[Array, "B T S"],
+    taps: Taps | None,
+) -> Float[Array, "B T N H"]:
     batch, queries, heads, size = q.shape
     groups = k.shape[2]
     # The small tensors are brought into the order of the products, not the T x S ones.
     grouped = q.reshape(batch, queries, groups, heads // groups, size).transpose(0, 2, 3, 1, 4)
     scores = product("BKGTH,BSKH->BKGTS", grouped, k).reshape(batch, heads, queries, -1)
-    scores = taps("scores", jnp.where(mask[:, None], scores * size**-0.5, -jnp.inf))
-    pattern = taps("pattern", jax.nn.softmax(scores, axis=-1).astype(q.dtype))
+    scores = jnp.where(mask[:, None], scores * size**-0.5, -jnp.inf)
+    scores = scores if taps is None else taps("scores", scores)
+    pattern = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
+    pattern = pattern if taps is None else taps("pattern", pattern)
     by_group = pattern.reshape(batch, groups, heads // groups, queries, -1)
     z = product("BKGTS,BSKH->BKGTH", by_group, v).transpose(0, 3, 1, 2, 4)
-    return taps("z", z.reshape(q.shape).astype(q.dtype))
+    return z.reshape(q.shape).astype(q.dtype)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from llama_jax.config import LlamaConfig
-from llama_jax.model import Model, empty_cache, forward, parameters
+from llama_jax.model import Model, attention, empty_cache, forward, parameters
 from llama_jax.model.tap import Take, Tap, Taps
 from llama_jax.points import POINTS, point_of, resolve
 from tests.tiny import GQA, MHA, MQA, model
@@ -176,3 +176,19 @@ def test_random_weights_depend_on_the_seed_and_the_name():
             assert (parameter.get_value() != other[name].get_value()).any()
     a, b = (same[f"layers.{i}.mlp.up_proj.weight"].get_value() for i in (0, 1))
     assert (a != b).any()
+
+
+def test_maps_made_a_block_of_queries_at_a_time_give_the_same(monkeypatch):
+    lengths = np.array([40, 23], np.int32)
+    whole = run(model(), TOKENS, lengths, capture=frozenset(resolve("z", 3)))
+    monkeypatch.setattr(attention, "BLOCK", 16)
+    monkeypatch.setattr(attention, "LARGEST_MAP", 0)
+    jax.clear_caches()
+    lowered = _lowered(frozenset(resolve("z", 3)))
+    assert "2x4x16x40xf32" in lowered and "2x4x40x40xf32" not in lowered
+    blocks = run(model(), TOKENS, lengths, capture=frozenset(resolve("z", 3)))
+    np.testing.assert_allclose(blocks.logits, whole.logits, **close(whole.logits))
+    # Who wants one layer's map has that layer's made whole.
+    lowered = _lowered(frozenset(resolve(("pattern", 1), 3)))
+    assert "2x4x40x40xf32" in lowered and "2x4x16x40xf32" in lowered
+    jax.clear_caches()
