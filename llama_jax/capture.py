@@ -87,6 +87,13 @@ class Capture:
         return self.positions is None and self.heads is None and self.reduce is None
 
     @property
+    def while_writing(self) -> Capture:
+        """The part that can be done while positions come one by one."""
+        if self.reduce is None or self.reduce == "norm" or self.reduce[0] == "topk":
+            return dataclasses.replace(self, positions=None)
+        return dataclasses.replace(self, positions=None, reduce=None, dtype=None)
+
+    @property
     def plain(self) -> bool:
         """Whether it is the tensor itself."""
         return self.whole and self.dtype is None
@@ -223,6 +230,8 @@ def _take(name: str, capture: Capture, config: LlamaConfig, lengths: Int[np.ndar
 
 
 def _integers(values: int | Iterable[int], what: str) -> tuple[int, ...]:
+    if hasattr(values, "__array__"):
+        values = np.asarray(values).tolist()
     items: list[Any] = [values] if isinstance(values, numbers.Integral) else list(values)  # type: ignore
     if not items or not all(isinstance(item, numbers.Integral) for item in items):
         raise CaptureError(f"{what} is {values!r}; it must be an integer or several.")

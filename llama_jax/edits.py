@@ -7,7 +7,6 @@ vectors values (`llama_jax.model.tap`). So new ones of the same shapes reuse the
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -113,6 +112,8 @@ def edits_at(edits: Edit | Iterable[Edit], place: Place) -> dict[str, tuple[tap.
     """
     if isinstance(edits, Edit):
         edits = [edits]
+    if not isinstance(edits, Iterable):
+        raise EditError(f"edits is {edits!r}; give Ablate, Patch, Steer, Replace, or several.")
     made: dict[str, tuple[tap.Edit, ...]] = {}
     for edit in edits:
         if not isinstance(edit, Edit):
@@ -163,11 +164,13 @@ def _reach(positions: Positions | None, place: Place, what: str) -> Bool[np.ndar
     if positions is None:
         reach[:] = True
     elif isinstance(positions, slice):
-        for row, length in zip(reach, place.lengths, strict=True):
-            row[range(*positions.indices(int(length)))] = True
-            step = 1 if positions.step is None else positions.step
-            if positions.stop is None and step > 0:  # goes on into what is yet to be written
-                row[int(length) + -(int(length) - (positions.start or 0)) % step :: step] = True
+        for row, length in zip(reach, map(int, place.lengths), strict=True):
+            row[_range(positions, length, length + place.more)] = True
+        if not reach.any(axis=1).all():
+            raise EditError(
+                f"{what}: {positions} chooses no position of rows of {place.lengths.tolist()} "
+                "tokens."
+            )
     else:
         try:
             chosen = positions_of(positions, place.lengths, what, place.more)
@@ -175,6 +178,15 @@ def _reach(positions: Positions | None, place: Place, what: str) -> Bool[np.ndar
             raise EditError(str(error)) from None
         np.put_along_axis(reach, chosen, True, axis=1)
     return reach
+
+
+def _range(positions: slice, length: int, end: int) -> range:
+    """The positions of a slice up to `end`; negative ones count from `length`, the prompt's end."""
+    start, stop = (
+        at if at is None or at >= 0 else max(at + length, 0)
+        for at in (positions.start, positions.stop)
+    )
+    return range(*slice(start, stop, positions.step).indices(end))
 
 
 def _mask(
@@ -197,31 +209,30 @@ def _fitted(
     value: Any, reach: Bool[np.ndarray, "B T"], name: str, place: Place, what: str
 ) -> tuple[Array, Bool[np.ndarray, "B T"]]:
     """A number or an array as one that the tensor takes, and the positions that it is there for."""
-    array = jnp.asarray(value, None if hasattr(value, "dtype") else place.dtype)
+    try:
+        array = jnp.asarray(value, None if hasattr(value, "dtype") else place.dtype)
+    except (TypeError, ValueError):
+        raise EditError(f"{what}: {value!r} is neither a number nor an array.") from None
     if array.ndim == 0:
         return array, reach
     shape, axes = place.shape(name), point_of(name).axes.split()
     padded = (1,) * (len(shape) - array.ndim) + array.shape
-    if not all(a in (1, b) for a, b in itertools.zip_longest(padded, shape)):
+    if len(padded) > len(shape) or not all(a in (1, b) for a, b in zip(padded, shape, strict=True)):
         raise EditError(
             f"{what}: the array given has shape {list(array.shape)}; the tensor there has "
             f"{list(shape)} ({' '.join(axes)}), and the one must broadcast to the other."
         )
-    return _grown(array.reshape(padded), reach, name, place)
+    if padded[axes.index("T")] > 1:
+        reach = reach & (np.arange(place.size) < place.lengths[:, None])
+    return _with_room(array.reshape(padded), axes, place), reach
 
 
-def _grown(
-    array: Array, reach: Bool[np.ndarray, "B T"], name: str, place: Place
-) -> tuple[Array, Bool[np.ndarray, "B T"]]:
-    """Fits an array made for the prompts to the room that masks have."""
-    axes = point_of(name).axes.split()
-    if array.shape[axes.index("T")] > 1:
-        reach = reach & (np.arange(place.size) < array.shape[axes.index("T")])
-    if "S" in axes and 1 < array.shape[-1] < place.size:
-        room = [(0, 0)] * (array.ndim - 1) + [(0, place.size - array.shape[-1])]
-        nothing = -jnp.inf if name.endswith(".scores") else 0
-        array = jnp.pad(array, room, constant_values=nothing)
-    return array, reach
+def _with_room(array: Array, axes: list[str], place: Place) -> Array:
+    """An array made for the prompts' keys, with zeros for those that are yet to come."""
+    if axes[-1] != "S" or array.shape[-1] < place.queries or place.queries == place.size:
+        return array
+    room = [(0, 0)] * (array.ndim - 1) + [(0, place.size - array.shape[-1])]
+    return jnp.pad(array, room)
 
 
 def _donated(
@@ -237,30 +248,43 @@ def _donated(
         and all(array.shape[a] == shape[a] for a in others)
     )
     same_length = fits and all(array.shape[a] == shape[a] for a in range(1, len(axes)))
-    if not fits or not (same_length or (edit.positions is not None and "S" not in axes)):
+    listed = edit.positions is not None and not isinstance(edit.positions, slice)
+    if not fits or not (same_length or (listed and "S" not in axes)):
         hint = ""
         if fits and "S" not in axes:
-            hint = " Prompts of different lengths need positions=, each counted in its own row."
+            hint = (
+                " Prompts of different lengths need positions= as a list, each counted in its own "
+                "row."
+            )
         raise EditError(
             f"{what}: the donor has shape {list(array.shape)}; the tensor there has {list(shape)} "
             f"({' '.join(axes)}).{hint}"
         )
-    if edit.positions is not None and not isinstance(edit.positions, slice):
-        theirs = np.full(len(place.lengths), array.shape[at]) if lengths is None else lengths
-        theirs = np.broadcast_to(theirs, place.lengths.shape)
-        try:
-            source = positions_of(edit.positions, theirs, f"{what}, in the donor")
-        except CaptureError as error:
-            raise EditError(str(error)) from None
-        target = positions_of(edit.positions, place.lengths, what, place.more)
-        if not same_length or (source != target).any():
-            index = np.zeros((len(place.lengths), max(shape[at], int(target.max()) + 1)), np.int32)
-            np.put_along_axis(index, target, source, axis=1)
-            array = tap.along(point_of(name).axes, array, index)
-    elif not same_length:
-        raise EditError(f"{what}: a slice cannot say which positions of another length it means.")
-    reach = reach & (np.arange(place.size) < array.shape[at])
-    return _grown(array, reach, name, place)
+    theirs = np.full(array.shape[0], array.shape[at]) if lengths is None else lengths
+    theirs = np.broadcast_to(theirs, place.lengths.shape)
+    if not listed:
+        if lengths is not None and (theirs < place.lengths).any():
+            raise EditError(
+                f"{what}: the donor's rows have {theirs.tolist()} tokens, those here "
+                f"{place.lengths.tolist()}; what is not there cannot be put in. Choose positions= "
+                "as a list, each counted in its own row."
+            )
+        reach = reach & (np.arange(place.size) < place.lengths[:, None])
+        return _with_room(array, axes, place), reach
+    assert edit.positions is not None
+    try:
+        source = positions_of(edit.positions, theirs, f"{what}, in the donor")
+    except CaptureError as error:
+        raise EditError(str(error)) from None
+    target = positions_of(edit.positions, place.lengths, what, place.more)
+    if same_length and (source == target).all() and (target < array.shape[at]).all():
+        return _with_room(array, axes, place), reach
+    index = np.zeros((len(place.lengths), place.size), np.int32)
+    np.put_along_axis(index, target, source, axis=1)
+    index_shape = [1] * array.ndim
+    index_shape[0], index_shape[at] = index.shape
+    moved = jnp.take_along_axis(array, index.reshape(index_shape), axis=at)
+    return _with_room(moved, axes, place), reach
 
 
 def _donor(donor: Any, name: str, what: str) -> tuple[Array, Int[np.ndarray, " B"] | None]:
@@ -276,4 +300,10 @@ def _donor(donor: Any, name: str, what: str) -> tuple[Array, Int[np.ndarray, " B
         if name not in donor:
             raise PointError(f"{what}: the donor has no {name!r}; it has {', '.join(donor)}.")
         return jnp.asarray(donor[name]), None
-    return jnp.asarray(donor), None
+    try:
+        return jnp.asarray(donor), None
+    except (TypeError, ValueError):
+        raise EditError(
+            f"{what}: the donor is a {type(donor).__name__}; give a Run, a mapping from full names "
+            "to arrays, or an array."
+        ) from None

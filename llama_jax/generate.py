@@ -18,10 +18,8 @@ from llama_jax.capture import (
     Capture,
     Captured,
     CaptureError,
-    Captures,
     takes,
     taps_for,
-    wanted,
 )
 from llama_jax.config import LlamaConfig
 from llama_jax.edits import Edit, Place, edits_at
@@ -104,7 +102,7 @@ def write(
     max_new_tokens: int,
     sampling: Sampling,
     stop: str | int | Sequence[str | int] = (),
-    capture: Captures = (),
+    captures: Mapping[str, Capture] = types.MappingProxyType({}),
     edits: Edit | Iterable[Edit] = (),
     budget: int | str | None = None,
     keep: bool = False,
@@ -127,14 +125,16 @@ def write(
         )
     stop_tokens, stop_texts = _stops(llama, stop)
     rows = [_Row(llama.tokenizer, stop_tokens, stop_texts) for _ in lengths]
-    captures = wanted(capture, config.num_hidden_layers)
     dtype = llama.model.dtype
     more = max(max_new_tokens - 1, 0)
-    _check_positions(captures, config, lengths, keep)
-    if keep:
-        check_budget(captures, config, lengths + more, dtype, "last", budget)
     chunk = _chunk(longest)
     size = _up(_up(longest, chunk) + max_new_tokens, CACHE_BLOCK)
+    _check_positions(captures, config, lengths, keep)
+    if keep:
+        # What needs all positions is reduced when all are there: till then it is held whole.
+        held = {name: capture.while_writing for name, capture in captures.items()}
+        logits = "all" if "logits" in captures else "last"
+        check_budget(held, config, lengths + more, dtype, logits, budget, keys=size)
     changes = edits_at(edits, Place(config, wide(dtype), lengths, longest, size, more))
     whole = {name: dataclasses.replace(c, positions=None) for name, c in captures.items()}
     taps = taps_for(whole, changes, config, lengths)
@@ -153,7 +153,7 @@ def collect(
     config: LlamaConfig,
     lengths: Int[np.ndarray, " B"],
     single: bool,
-    capture: Captures = (),
+    captures: Mapping[str, Capture] = types.MappingProxyType({}),
 ) -> Generation:
     """Gathers the steps of `write` on prompts of these lengths into one `Generation`."""
     made = list(steps)
@@ -164,7 +164,6 @@ def collect(
     tokens = column("token", np.int32)
     alive = tokens >= 0
     texts = ["".join(parts) for parts in column("text", object)]
-    captures = wanted(capture, config.num_hidden_layers)
     written = alive.sum(axis=1)
     captured = _assembled([step.pieces for step in made], captures, config, lengths, written)
     return Generation(
@@ -194,10 +193,14 @@ def _check_positions(
             )
         if isinstance(capture.positions, slice) and len(lengths) > 1:
             start, stop = capture.positions.start or 0, capture.positions.stop
-            if start >= 0 and (stop is None or stop < 0):
+            shortest = int(lengths.min())
+            within = stop is not None and start >= 0 and 0 <= stop <= shortest
+            behind = -shortest <= start < 0 and (stop is None or stop < 0)
+            if not (within or behind):
                 raise CaptureError(
-                    f"Capture of {name}: {capture.positions} chooses more positions of the rows "
-                    "that write more; give both ends from the start, or from the end."
+                    f"Capture of {name}: {capture.positions} may choose more positions of the rows "
+                    "that write more; give both ends from the start of the shortest prompt, or "
+                    "both from the end."
                 )
 
 

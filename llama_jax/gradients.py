@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from jaxtyping import Array, Float, Int
 from llama_jax.capture import Capture, Captured, taps_for
 from llama_jax.config import LlamaConfig
 from llama_jax.edits import Edit, Place, edits_at
-from llama_jax.model import Logits, forward, leaves_of, parameters
+from llama_jax.model import Logits, forward, leaf_numbers, leaves_of
 from llama_jax.model.product import wide
 from llama_jax.model.tap import Add, Tap
 from llama_jax.plan import check_budget
@@ -92,9 +93,8 @@ def gradients(
         shape = point_of(name).shape(config, len(tokens), queries, tokens.shape[1])
         nothing[name] = jnp.full(shape, -0.0, wide(dtype))
     leaves, structure = leaves_of(llama.model)
-    slots = parameters(llama.model)
-    index = {id(leaf): i for i, leaf in enumerate(leaves)}
-    places = tuple((name, index[id(slots[name].get_value())]) for name in weights)
+    numbers = leaf_numbers(llama.model)
+    places = tuple((name, numbers[name]) for name in weights)
     values, found = _program(
         structure, places, metric, logits, leaves, nothing, taps, tokens, lengths
     )
@@ -141,12 +141,19 @@ def _program(
 def _split(points: Points, llama: Llama) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Full names of points and of weights."""
     items: list[Any] = [points] if isinstance(points, str) or is_pair(points) else list(points)
-    known = parameters(llama.model)
+    known = leaf_numbers(llama.model)
     names: list[str] = []
     weights: list[str] = []
     for item in items:
         found = resolve_weights(item, known)
         weights.extend(found)
+        if not found and "weight" in str(item):
+            near = difflib.get_close_matches(str(item), known, n=3)
+            raise PointError(
+                f"No weight is called {item!r}."
+                + (f" Near: {', '.join(near)}." if near else "")
+                + f" This model has layers 0 to {llama.config.num_hidden_layers - 1}."
+            )
         if not found:
             names.extend(resolve([item], llama.config.num_hidden_layers))
     if not names and not weights:

@@ -7,8 +7,8 @@ reads was not captured whole, or where the tensor that it predicts was edited.
 
 An error is the largest absolute difference over all real positions and all layers; its tolerance is
 1e-10 (f64), 1e-5 (f32), 2e-3 (f16) or 1e-2 (bf16) of the largest entry, or of 1 where that is
-larger. A sum that a model of narrow dtype rounds at every term may be off by half a unit in the
-last place for each.
+larger, for the narrowest dtype among the model's and those of the tensors read. A sum that a model
+of narrow dtype rounds at every term may be off by half a unit in the last place for each.
 """
 
 from __future__ import annotations
@@ -108,12 +108,14 @@ class _Seen:
     edited: frozenset[str]
     dtype: str
     model: Model | None
+    narrowest: list[str] = dataclasses.field(default_factory=list)  # dtypes of what was read
 
     def __call__(self, name: str, layer: int | None = None) -> Array:
         full = name if layer is None else f"layers.{layer}.{name}"
         if full not in self.captured:
             raise _Skip(f"{name} was not captured whole")
         array = jnp.asarray(self.captured[full])
+        self.narrowest.append(array.dtype.name)
         return array.astype(wide(array.dtype))
 
     def unedited(self, layer: int | None, *names: str) -> None:
@@ -145,15 +147,21 @@ def _outcome(identity: _Identity, seen: _Seen) -> Outcome:
     reasons: dict[str, int] = {}
     if measure is _handed_on:
         layers = layers[:-1]
+        if not layers:
+            return Outcome(name, None, None, None, "the model has one layer")
     for layer in layers:
+        seen.narrowest[:] = [seen.dtype]
         try:
             error, size, roundings = measure(seen, layer)
         except _Skip as reason:
             reasons[str(reason)] = reasons.get(str(reason), 0) + 1
             continue
-        eps = float(jnp.finfo(seen.dtype).eps)
-        tolerance = max(_TOLERANCES[seen.dtype], roundings * eps / 2) * max(1.0, size)
-        if worst is None or not error / tolerance <= worst[0] / worst[1]:
+        eps = max(float(jnp.finfo(dtype).eps) for dtype in seen.narrowest)
+        bound = max(_TOLERANCES[dtype] for dtype in seen.narrowest)
+        tolerance = max(bound, roundings * eps / 2) * max(1.0, size)
+        if worst is None or (
+            not np.isnan(worst[0]) and not error / tolerance <= worst[0] / worst[1]
+        ):
             worst = (error, tolerance, layer)
     why = "; ".join(
         reason if count == len(layers) else f"{reason} in {count} of {len(layers)} layers"

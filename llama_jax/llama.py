@@ -26,7 +26,7 @@ from llama_jax.edits import Edit
 from llama_jax.generate import Generation, Step
 from llama_jax.gradients import Gradients, Metric
 from llama_jax.memory import check_fits
-from llama_jax.model import Logits, Model, initialize, parameters
+from llama_jax.model import Logits, Model, initialize, leaf_numbers
 from llama_jax.model.tap import EditError
 from llama_jax.plan import Plan, plan
 from llama_jax.points import Points, resolve_weights
@@ -234,23 +234,22 @@ class Llama:
         True
         """
         leaves, structure = jax.tree.flatten(self.model)
-        slots = parameters(self.model)
-        index = {id(leaf): i for i, leaf in enumerate(leaves)}
+        numbers = leaf_numbers(self.model)
         for name, array in weights.items():
-            found = resolve_weights(name, slots)
+            found = resolve_weights(name, numbers)
             if len(found) != 1:
-                near = difflib.get_close_matches(name, slots, n=3)
+                near = difflib.get_close_matches(name, numbers, n=3)
                 raise EditError(
                     f"{name!r} names {len(found)} weights; give one full name"
                     + (f", such as {', '.join(found[:3] or near)}." if found or near else ".")
                 )
-            old = slots[found[0]].get_value()
+            old = leaves[numbers[found[0]]]
             if np.shape(array) != old.shape:
                 raise EditError(
                     f"{found[0]}: the array given has shape {list(np.shape(array))}; the weight "
                     f"has {list(old.shape)}."
                 )
-            leaves[index[id(old)]] = jnp.asarray(array, old.dtype)
+            leaves[numbers[found[0]]] = jnp.asarray(array, old.dtype)
         return dataclasses.replace(self, model=jax.tree.unflatten(structure, leaves))
 
     def stream(
@@ -276,8 +275,9 @@ class Llama:
         True
         """
         sampling = Sampling(temperature, top_p, top_k, seed)
+        captures = wanted(capture, self.config.num_hidden_layers)
         return writing.write(
-            self, *self._read(prompt), max_new_tokens, sampling, stop, capture, edits
+            self, *self._read(prompt), max_new_tokens, sampling, stop, captures, edits
         )
 
     def generate(
@@ -308,6 +308,7 @@ class Llama:
         """
         sampling = Sampling(temperature, top_p, top_k, seed)
         tokens, lengths, single = self._read(prompt)
+        captures = wanted(capture, self.config.num_hidden_layers)
         steps = writing.write(
             self,
             tokens,
@@ -316,12 +317,12 @@ class Llama:
             max_new_tokens,
             sampling,
             stop,
-            capture,
+            captures,
             edits,
             budget,
             keep=True,
         )
-        return writing.collect(steps, self.config, lengths, single, capture)
+        return writing.collect(steps, self.config, lengths, single, captures)
 
     def _read(self, prompt: Prompt) -> tuple[Int[np.ndarray, "B T"], Int[np.ndarray, " B"], bool]:
         """Tokens padded on the right, the rows' lengths, and whether it was one prompt."""

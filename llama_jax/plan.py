@@ -85,8 +85,12 @@ def plan(
     lengths: Int[np.ndarray, " B"],
     dtype: jnp.dtype,
     logits: Logits,
+    keys: int | None = None,
 ) -> Plan:
-    """The arrays of a run over prompts of these lengths. See `Llama.plan`."""
+    """The arrays of a run over prompts of these lengths. See `Llama.plan`.
+
+    `keys` is the S of maps where it is not the longest prompt's length.
+    """
     longest = int(lengths.max())
     seen: dict[tuple[int, str], tuple[tuple[int, ...], str, int]] = {}
     rows = []
@@ -95,7 +99,7 @@ def plan(
         key = (id(take), point.name)
         if key not in seen:
             queries = 1 if point.name == "logits" and logits == "last" else longest
-            shape = point.shape(config, len(lengths), queries, longest)
+            shape = point.shape(config, len(lengths), queries, keys or longest)
             x = jax.ShapeDtypeStruct(shape, wide(dtype) if point.wide else dtype)
             if captures[name].whole:
                 kept: Any = jax.ShapeDtypeStruct(shape, take.dtype or x.dtype)
@@ -120,6 +124,7 @@ def check_budget(
     dtype: jnp.dtype,
     logits: Logits,
     budget: int | str | None,
+    keys: int | None = None,
 ) -> None:
     """Raises `BudgetError`, with what would fit, where a run would hold more than `budget`.
 
@@ -128,9 +133,9 @@ def check_budget(
     allowed = free_memory() // 2 if budget is None else in_bytes(budget)
 
     def price(captures: Mapping[str, Capture], logits: Logits = logits) -> int:
-        return plan(captures, config, lengths, dtype, logits).total
+        return plan(captures, config, lengths, dtype, logits, keys).total
 
-    asked = plan(captures, config, lengths, dtype, logits)
+    asked = plan(captures, config, lengths, dtype, logits, keys)
     if asked.total <= allowed:
         return
     whole = {n: c for n, c in captures.items() if c.reduce is None and n != "logits"}

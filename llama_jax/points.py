@@ -215,6 +215,7 @@ def _dotted(path: str) -> str:
     """
     path = re.sub(r"""^.*\[['"](.+)['"]\]$""", r"\1", path)  # run['layers.3.mlp.out']
     path = re.sub(r"\[(\d+)\]", r".\1", path).removeprefix(".")
+    path = re.sub(r"\.weight(\.value|\[\.\.\.\]|\.get_value\(\))$", ".weight", path)
     return re.sub(r"^(\w+\.)*?(?=(embed_tokens|layers|norm|lm_head)(\.|$))", "", path)
 
 
@@ -250,7 +251,7 @@ def resolve_weights(item: object, names: Iterable[str]) -> tuple[str, ...]:
     """
     pair: Any = item if is_pair(item) else (item, None)
     pattern, layer = pair
-    if not isinstance(pattern, str) or not pattern.endswith("weight"):
+    if not isinstance(pattern, str) or not _dotted(pattern).endswith("weight"):
         return ()
     found = tuple(name for name in names if _fits(_dotted(pattern), name))
     if layer is None:
@@ -261,8 +262,8 @@ def resolve_weights(item: object, names: Iterable[str]) -> tuple[str, ...]:
 
 
 def _unknown(pattern: str, names: dict[str, tuple[str, ...]], num_layers: int) -> str:
-    if pattern.endswith(".weight"):
-        module = pattern.removesuffix(".weight")
+    if _dotted(pattern).endswith(".weight"):
+        module = _dotted(pattern).removesuffix(".weight")
         return f"{pattern!r} is a weight, not a point; {module!r} means what comes out there."
     candidates = list(names) + [other for others in names.values() for other in others]
     suffixes = {name.split(".", 2)[2] for name in names if name.startswith("layers.")}

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from llama_jax import identities, runfile
-from llama_jax.capture import Capture, Captured, Captures, taps_for, wanted
+from llama_jax.capture import Capture, Captured, CaptureError, Captures, taps_for, wanted
 from llama_jax.config import LlamaConfig
 from llama_jax.edits import Edit, Place, edits_at
 from llama_jax.model import Logits, forward, leaves_of
@@ -141,14 +141,17 @@ class Run(Captured):
         runfile.write(path, self)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], llama: Llama | None = None) -> Run:
+    def load(
+        cls, path: str | os.PathLike[str], llama: Llama | None = None, verify: bool = True
+    ) -> Run:
         """Opens what `save` wrote. Arrays are mapped from the file, and read where looked at.
 
-        Without a `llama` what needs weights or the tokenizer raises and says so. Raises
+        `verify` reads the file through once and compares its checksums; without, not a byte of an
+        array is read. Without a `llama` what needs weights or the tokenizer says so. Raises
         `runfile.RunFileError` for a file that is not whole, not a run, or of a newer format, and
         for a llama of another config.
         """
-        return cls(llama, **runfile.read(path, llama))
+        return cls(llama, **runfile.read(path, llama, verify))
 
     def _llama(self, what: str) -> Llama:
         if self.llama is None:
@@ -165,9 +168,10 @@ class Run(Captured):
             )
 
     def _probabilities(self, position: int, row: int) -> Float[Array, " V"]:
-        rows, length = len(self.lengths), int(self.lengths[row])
+        rows = len(self.lengths)
         if not -rows <= row < rows:
-            raise IndexError(f"Row {row} of {rows}.")
+            raise IndexError(f"Row {row}; this run has {rows}.")
+        length = int(self.lengths[row])
         if not -length <= position < length:
             raise IndexError(f"Position {position} of a row of {length} tokens.")
         at = position % length
@@ -207,6 +211,11 @@ def run(
     config, dtype = llama.config, llama.model.dtype
     check_logits(logits)
     captures = wanted(capture, config.num_hidden_layers)
+    if logits == "last" and "logits" in captures and captures["logits"].positions is not None:
+        raise CaptureError(
+            "Capture of logits: logits='last' makes those of one position only; ask for "
+            "logits='all' to choose positions."
+        )
     check_budget(captures, config, lengths, dtype, logits, budget)
     place = Place(config, wide(dtype), lengths, tokens.shape[1], tokens.shape[1])
     changes = edits_at(edits, place)

@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import tempfile
+import zlib
 from typing import TYPE_CHECKING, Any
 
 import flax
@@ -18,6 +19,7 @@ from safetensors.numpy import save_file
 from llama_jax.capture import Capture
 from llama_jax.checkpoint.tensors import DTYPES, CheckpointError, TensorInfo, on_host, read_header
 from llama_jax.config import LlamaConfig, RopeScaling
+from llama_jax.dtypes import as_dtype
 from llama_jax.model.tap import TopK
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ __all__ = ["FORMAT", "RunFileError", "read", "versions", "write"]
 
 #: Raised with every change that an older reader would misread.
 FORMAT = 1
-_KEY = "llama_jax.run"
+_METADATA = "llama_jax.run"
 _INDICES = "#indices"  # behind a point's name: the second part of a TopK
 _STORED = {**DTYPES, "I32": np.dtype("int32"), "I64": np.dtype("int64")}
 
@@ -45,9 +47,9 @@ def write(path: str | os.PathLike[str], run: Run) -> None:
     arrays: dict[str, Any] = {"tokens": run.tokens, "lengths": run.lengths, "logits": run.logits}
     for name, value in run.captured.items():
         if isinstance(value, TopK):
-            arrays[name], arrays[name + _INDICES] = value
-        elif name != "logits" or value is not run.logits:
-            arrays[f"captured.{name}" if name == "logits" else name] = value
+            arrays[_key(name)], arrays[_key(name) + _INDICES] = value
+        elif value is not run.logits:
+            arrays[_key(name)] = value
     llama = run.llama
     tokenizer = None if llama is None else llama.tokenizer
     about = {
@@ -65,7 +67,10 @@ def write(path: str | os.PathLike[str], run: Run) -> None:
     os.close(handle)
     try:
         on_disk = {name: on_host(array) for name, array in arrays.items()}
-        save_file(on_disk, new, metadata={_KEY: json.dumps(about)})
+        about["checksums"] = {
+            n: zlib.crc32(a.reshape(-1).view(np.uint8).data) for n, a in on_disk.items()
+        }
+        save_file(on_disk, new, metadata={_METADATA: json.dumps(about)})
         with open(new, "rb+") as stream:
             os.fsync(stream.fileno())
         os.chmod(new, 0o666 & ~_umask())
@@ -74,8 +79,8 @@ def write(path: str | os.PathLike[str], run: Run) -> None:
         pathlib.Path(new).unlink(missing_ok=True)
 
 
-def read(path: str | os.PathLike[str], llama: Llama | None) -> dict[str, Any]:
-    """The fields of a `Run` but its llama; arrays are mapped, not read."""
+def read(path: str | os.PathLike[str], llama: Llama | None, verify: bool) -> dict[str, Any]:
+    """The fields of a `Run` but its llama; arrays are mapped. `verify` reads the file through."""
     path = pathlib.Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"{path} is no file; Run.save writes one.")
@@ -84,7 +89,7 @@ def read(path: str | os.PathLike[str], llama: Llama | None) -> dict[str, Any]:
     except CheckpointError as error:
         raise RunFileError(str(error)) from None
     try:
-        about = json.loads(metadata[_KEY])
+        about = json.loads(metadata[_METADATA])
         if about["format"] > FORMAT:
             raise RunFileError(
                 f"{path} has format {about['format']}, written by llama-jax "
@@ -95,6 +100,8 @@ def read(path: str | os.PathLike[str], llama: Llama | None) -> dict[str, Any]:
         config = _config(about["config"])
         captures = {name: _capture(name, plain) for name, plain in about["captures"].items()}
         arrays = {name: _mapped(path, info) for name, info in tensors.items()}
+        if verify:
+            _verify(path, tensors, about["checksums"])
         logits = arrays["logits"]
         captured = {name: _value(name, arrays) for name in captures}
         fields = {
@@ -105,7 +112,7 @@ def read(path: str | os.PathLike[str], llama: Llama | None) -> dict[str, Any]:
             "captured": captured,
             "captures": captures,
             "edited": tuple(about["edited"]),
-            "dtype": about["dtype"],
+            "dtype": as_dtype(about["dtype"]).name,
             "model": about["model"],
             "versions": about["versions"],
         }
@@ -122,11 +129,15 @@ def read(path: str | os.PathLike[str], llama: Llama | None) -> dict[str, Any]:
 
 
 def _value(name: str, arrays: dict[str, Any]) -> Any:
-    if name + _INDICES in arrays:
-        return TopK(arrays[name], arrays[name + _INDICES])
-    if name == "logits":
-        return arrays.get("captured.logits", arrays["logits"])
-    return arrays[name]
+    key = _key(name)
+    if key + _INDICES in arrays:
+        return TopK(arrays[key], arrays[key + _INDICES])
+    return arrays[name] if name == "logits" and key not in arrays else arrays[key]
+
+
+def _key(name: str) -> str:
+    """What a captured point is called in the file, where `logits` are the run's own."""
+    return "captured.logits" if name == "logits" else name
 
 
 def _mapped(path: pathlib.Path, info: TensorInfo) -> np.ndarray:
@@ -134,6 +145,21 @@ def _mapped(path: pathlib.Path, info: TensorInfo) -> np.ndarray:
     if not info.nbytes:
         return np.zeros(info.shape, dtype)
     return np.memmap(path, dtype, "r", info.offset, info.shape)
+
+
+def _verify(path: pathlib.Path, tensors: dict[str, TensorInfo], expected: dict[str, int]) -> None:
+    with open(path, "rb") as file:
+        for name, info in tensors.items():
+            file.seek(info.offset)
+            found, rest = 0, info.nbytes
+            while rest:
+                block = file.read(min(rest, 2**22))
+                found, rest = zlib.crc32(block, found), rest - len(block)
+            if found != expected[name]:
+                raise RunFileError(
+                    f"{path} is damaged: the bytes of {name} are not those that were written. "
+                    "Save the run again, or get the file anew."
+                )
 
 
 def _plain(capture: Capture) -> dict[str, Any]:

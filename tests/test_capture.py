@@ -156,6 +156,13 @@ def test_what_a_point_cannot_give_is_refused_before_anything_runs(llama, capture
     assert not programs
 
 
+def test_positions_of_logits_need_all_of_them(llama):
+    with pytest.raises(CaptureError, match="logits='all'"):
+        llama.run(ROWS, Capture("logits", positions=0), logits="last")
+    kept = llama.run(ROWS, Capture("logits", positions=jnp.array([0, 2])))["logits"]
+    assert kept.shape == (2, 2, 96)
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [

@@ -124,6 +124,62 @@ def test_one_donor_serves_a_ragged_batch_each_row_at_its_own_end(llama, other):
     assert (run["embed"][1, 3] != other["embed"][0, 3]).any()
 
 
+def test_a_donor_of_one_token_is_put_where_it_is_asked_for(llama):
+    donor = llama.run([33], ("resid_post", 1))
+    for given in (donor, donor["resid_post"]):
+        run = llama.run(A, ("resid_post", 1), edits=Patch(("resid_post", 1), given, positions=-1))
+        np.testing.assert_array_equal(run["resid_post"][0, -1], donor["resid_post"][0, 0])
+
+
+def test_padding_is_never_donated(llama):
+    rows = [[5, 9, 2], [3, 8, 1, 60, 61, 62, 63]]
+    donor = llama.run(rows, ("resid_post", 1))
+    plain = llama.generate(rows, 8, temperature=0)
+    same = llama.generate(rows, 8, temperature=0, edits=Patch(("resid_post", 1), donor))
+    assert (plain.tokens == same.tokens).all()
+    with pytest.raises(EditError, match=r"\[3, 7\] tokens, those here \[7, 7\]"):
+        llama.run([rows[1], rows[1]], edits=Patch(("resid_post", 1), donor))
+    one = llama.run([5], "pattern")
+    same = llama.generate([5], 4, temperature=0, edits=Patch("pattern", one), capture="z")
+    plain = llama.generate([5], 4, temperature=0, capture="z")
+    np.testing.assert_array_equal(same["z", 2], plain["z", 2])
+
+
+@pytest.mark.parametrize(
+    ("positions", "expected"),
+    [
+        (slice(8, None), range(8, 16)),
+        (slice(6, 10), range(6, 10)),
+        (slice(0, 10), range(10)),
+        (slice(-3, None, 2), range(2, 16, 2)),
+        (slice(-3, -1), range(2, 4)),
+        ([6, -1], [6, 4]),
+    ],
+)
+def test_positions_of_an_edit_reach_into_what_is_written(llama, positions, expected):
+    edit = Ablate(("z", 1), positions=positions)
+    out = llama.generate([5, 9, 2, 40, 7], 12, temperature=0, edits=edit, capture=("z", 1))
+    silent = np.flatnonzero((np.asarray(out["z"])[0] == 0).all((1, 2)))
+    assert silent.tolist() == sorted(expected)
+
+
+def test_a_slice_that_chooses_nothing_is_an_error(llama):
+    with pytest.raises(EditError, match="chooses no position"):
+        llama.run([5, 9, 2, 40, 7], edits=Ablate("z", positions=slice(9, 12)))
+
+
+@pytest.mark.parametrize("edit", [Ablate(("scores", 1)), Ablate(("pattern", 1), to=0.1)])
+def test_no_edit_of_a_map_lets_a_query_read_the_future_or_padding(llama, edit):
+    rows = [[5, 9, 2], [3, 8, 1, 60, 61, 62, 63]]
+    both = llama.run(rows, "pattern", edits=edit)
+    alone = llama.run(rows[:1], edits=edit)
+    np.testing.assert_allclose(both.logits[0, :3], alone.logits[0], atol=1e-4)
+    assert (np.triu(both["pattern", 1], 1) == 0).all()
+    out = llama.generate(rows[1], 4, temperature=0, edits=edit, capture="resid_post")
+    again = llama.run(rows[1] + out.tokens[0, :-1].tolist(), "resid_post", edits=edit)
+    np.testing.assert_allclose(out["resid_post", 2], again["resid_post", 2], atol=1e-4)
+
+
 def test_steering_adds_at_its_positions(llama, clean):
     vector = np.linspace(-1, 1, 32, dtype=np.float32)
     edit = Steer(("resid_post", 0), vector, scale=3.0, positions=slice(4, None))
@@ -186,6 +242,9 @@ def test_a_function_compiles_once(llama):
         (Patch("resid_post", np.ones((1, 11, 32)), positions=[11]), "in the donor: position 11"),
         (Replace("embed", lambda x: x[:, :3]), r"gives shape \[1, 3, 32\].*\[1, 12, 32\]"),
         (Replace("embed", 3), "3 is no function"),
+        (Ablate("embed", to=np.ones((1, 12, 32, 1))), r"\[1, 12, 32, 1\].*\[1, 12, 32\]"),
+        (Patch("embed", "clean"), "the donor is a str"),
+        (None, "edits is None"),
         ("embed", "is not an edit"),
         ([("embed", 0)], "is not an edit"),
     ],
@@ -272,7 +331,8 @@ def test_weights_can_be_edited_in_a_new_handle_that_shares_the_rest(llama, clean
     mine = dict(zip(range(99), jax.tree.leaves(llama.model), strict=False))
     shared = sum(mine[i] is leaf for i, leaf in enumerate(jax.tree.leaves(silent.model)))
     assert shared == len(jax.tree.leaves(llama.model)) - 1
-    by_path = llama.edited({".layers[2].mlp.down_proj.weight": jnp.zeros((32, 48), jnp.bfloat16)})
+    path = ".layers[2].mlp.down_proj.weight.value"  # as Treescope copies it
+    by_path = llama.edited({path: jnp.zeros((32, 48), jnp.bfloat16)})
     np.testing.assert_array_equal(by_path.run(A).logits, silent.run(A).logits)
     with pytest.raises(EditError, match=r"\[48, 32\].*\[32, 48\]"):
         llama.edited({name: np.zeros((48, 32))})
@@ -280,6 +340,20 @@ def test_weights_can_be_edited_in_a_new_handle_that_shares_the_rest(llama, clean
         llama.edited({"layers.2.mlp.down_proj.weigth": np.zeros((32, 48))})
     with pytest.raises(EditError, match="names 3 weights"):
         llama.edited({"down_proj.weight": np.zeros((32, 48))})
+
+
+def test_weights_that_share_an_array_are_still_two(llama):
+    zeros = jnp.zeros((32, 64))
+    shared = llama.edited({f"layers.{i}.self_attn.o_proj.weight": zeros for i in range(3)})
+    apart = llama.edited(
+        {f"layers.{i}.self_attn.o_proj.weight": np.zeros((32, 64)) for i in range(3)}
+    )
+    one, two = (h.gradients(A, lambda x: x[:, 3], "o_proj.weight") for h in (shared, apart))
+    for name in one:
+        np.testing.assert_array_equal(one[name], two[name])
+    assert jnp.abs(one["o_proj.weight", 0]).max() > 0
+    again = shared.edited({"layers.0.self_attn.o_proj.weight": jnp.ones((32, 64))})
+    assert (again.model.layers[2].self_attn.o_proj.weight.get_value() == 0).all()
 
 
 def test_a_tied_weight_is_edited_in_both_places():

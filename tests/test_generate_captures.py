@@ -128,7 +128,12 @@ def test_what_cannot_be_captured_is_refused_before_anything_is_written(llama):
             llama.generate(PROMPTS, 3, capture=Capture("z", positions=[8]))
         with pytest.raises(CaptureError, match="rows that write more"):
             llama.generate([PROMPTS[0]] * 2, 3, capture=Capture("z", positions=slice(0, None)))
-        with pytest.raises(BudgetError, match=r"budget is 1\.0 KiB"):
-            llama.generate(PROMPTS, 3, capture="z", budget="1KiB")
+        for slice_ in (slice(0, 10), slice(-8, None), slice(0, None)):
+            with pytest.raises(CaptureError, match=r"rows that write more|positions of rows"):
+                llama.generate(PROMPTS, 3, capture=Capture("z", positions=slice_))
+        for capture in ("z", "logits", Capture("pattern", reduce="last")):
+            with pytest.raises(BudgetError, match=r"budget is 1\.0 KiB"):
+                llama.generate(PROMPTS, 3, capture=capture, budget="1KiB")
     assert not programs
     assert llama.generate(PROMPTS, 0, capture="z").names == ()
+    assert llama.generate(PROMPTS, 2, capture=(name for name in ["embed"])).names == ("embed",)

@@ -121,6 +121,10 @@ def test_what_cannot_be_differentiated_says_so(llama):
         llama.gradients(A, lambda logits: logits, "embed")
     with pytest.raises(PointError, match="Near"):
         llama.gradients(A, difference, "resid_pots")
+    with pytest.raises(PointError, match=r"No weight.*Near: layers.0.self_attn.o_proj.weight"):
+        llama.gradients(A, difference, "layers.0.self_attn.oproj.weight")
+    with pytest.raises(PointError, match=r"No weight.*layers 0 to 1"):
+        llama.gradients(A, difference, ("o_proj.weight", 7))
     with pytest.raises(ValueError, match="names nothing"):
         llama.gradients(A, difference, [])
     with pytest.raises(PointError, match="was not captured"):

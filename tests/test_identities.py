@@ -66,6 +66,19 @@ def test_what_is_above_the_diagonal_and_what_is_nan_fails(run):
     assert not dataclasses.replace(run, captured=bad).check().passed
 
 
+def test_a_capture_in_bf16_is_measured_as_bf16():
+    check = Llama.random(GQA, std=0.3).run(ROWS, Capture("*", dtype="bf16")).check()
+    assert check.passed, check
+
+
+def test_a_nan_is_not_hidden_by_a_later_layer():
+    nan = Replace(("mlp.act", 0), lambda x: x * jnp.nan)
+    run = Llama.random(GQA, std=0.3).run(ROWS, "*", edits=[nan, Ablate(("resid_pre", 1))])
+    assert run.check()[7].passed is False
+    one = dataclasses.replace(GQA, num_hidden_layers=1)
+    assert Llama.random(one).run(ROWS, "*").check()[10].note == "the model has one layer"
+
+
 def test_what_was_not_captured_is_skipped_and_says_so():
     llama = Llama.random(GQA, std=0.3)
     check = llama.run(ROWS, ("pattern", ("z", 1), "v")).check()

@@ -54,6 +54,23 @@ def test_what_is_loaded_is_what_was_saved_bit_for_bit(llama, saved):
         assert again.nbytes == run.nbytes
 
 
+def test_a_part_of_the_logits_lies_beside_them(llama, tmp_path):
+    run = llama.run(ROWS, Capture("logits", reduce=("topk", 4)))
+    run.save(tmp_path / "b.run")
+    again = Run.load(tmp_path / "b.run")
+    np.testing.assert_array_equal(again.logits, run.logits)
+    np.testing.assert_array_equal(again["logits"].indices, run["logits"].indices)
+
+
+def test_a_changed_byte_is_found(saved):
+    whole = bytearray(saved[1].read_bytes())
+    whole[-100] ^= 4
+    saved[1].write_bytes(whole)
+    with pytest.raises(RunFileError, match=r"is damaged: the bytes of"):
+        Run.load(saved[1])
+    assert Run.load(saved[1], verify=False).names == saved[0].names
+
+
 def test_arrays_are_mapped_not_read(saved):
     again = Run.load(saved[1])
     assert isinstance(again["resid_post", 0], np.memmap) and isinstance(again.logits, np.memmap)

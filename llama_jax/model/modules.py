@@ -36,6 +36,7 @@ __all__ = [
     "Model",
     "forward",
     "initialize",
+    "leaf_numbers",
     "leaves_of",
     "parameters",
     "unembed",
@@ -288,6 +289,13 @@ def leaves_of(model: Model) -> tuple[tuple[Array, ...], Any]:
             "Llama.random or Llama.from_pretrained."
         )
     return tuple(leaves), structure
+
+
+def leaf_numbers(model: Model) -> dict[str, int]:
+    """Which of `leaves_of(model)` each parameter is, by name. Two may share one array."""
+    leaves, structure = jax.tree.flatten(model)
+    numbered = jax.tree.unflatten(structure, range(len(leaves)))
+    return {name: slot.get_value() for name, slot in parameters(numbered).items()}
 
 
 def parameters(model: Model) -> dict[str, nnx.Param]:

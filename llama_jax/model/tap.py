@@ -226,12 +226,15 @@ class Taps:
         self._lengths = lengths
         self._prefix = ""
 
-    def __call__(self, name: str, x: Array) -> Array:
+    def __call__(self, name: str, x: Array, where: Array | None = None, other: float = 0) -> Array:
+        """What becomes of `x`; after an edit it is `other` wherever `where` is false, as before."""
         tap = self._taps.get(self._prefix + name)
         if tap is None:
             return x
         for edit in tap.edits:
             x = edit(x, self._lengths)
+        if tap.edits and where is not None:
+            x = jnp.where(where, x, other)
         if tap.take is not None:
             self.captured[self._prefix + name] = tap.take(x, self._lengths)
         return x

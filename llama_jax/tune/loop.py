@@ -18,7 +18,7 @@ import optax
 from jaxtyping import Array, Float, Int
 from tqdm.auto import tqdm
 
-from llama_jax.model import Model, forward, leaves_of, parameters, unembed
+from llama_jax.model import Model, forward, leaf_numbers, leaves_of, parameters, unembed
 from llama_jax.tune.data import Batch
 
 __all__ = ["State", "TrainingError", "next_token_loss", "train"]
@@ -80,8 +80,7 @@ def train(
     """
     leaves, structure = leaves_of(model)
     slots = parameters(model)
-    index = {id(leaf): i for i, leaf in enumerate(leaves)}
-    places = {name: index[id(slot.get_value())] for name, slot in slots.items() if trainable(name)}
+    places = {name: i for name, i in leaf_numbers(model).items() if trainable(name)}
     if not places:
         raise TrainingError("No parameter is trainable: there is nothing to learn.")
     frozen = tuple(None if i in places.values() else leaf for i, leaf in enumerate(leaves))

@@ -18,7 +18,7 @@ from llama_jax.cria.evaluate import (
     _repeated,
     evaluate,
 )
-from llama_jax.model import Model, parameters
+from llama_jax.model import Model, forward, initialize, parameters
 from llama_jax.text import Tokenizer
 
 TINY = recipe.Recipe(
@@ -26,16 +26,17 @@ TINY = recipe.Recipe(
         recipe.CONFIG,
         hidden_size=16,
         intermediate_size=24,
-        num_hidden_layers=1,
+        num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=1,
         head_dim=8,
     ),
+    foundation_layers=1,
+    foundation_steps=2,
     steps=2,
     rows=2,
     warmup=1,
     long_every=3,
-    rehearsal=1,
     rehearsal_every=4,
     rehearsal_rows=3,
     rehearsal_length=24,
@@ -52,13 +53,13 @@ def test_batches_are_the_same_each_time_and_begin_documents_with_bos(tokenizer):
     once, again = (list(itertools.islice(recipe.batches(TINY, tokenizer), 6)) for _ in range(2))
     for one, other in zip(once, again, strict=True):
         np.testing.assert_array_equal(one.tokens, other.tokens)
-    shapes = [(3, 24), (2, 160), (2, 160), (1, 320), (3, 24), (2, 160)]
+    shapes = [(2, 160), (2, 160), (1, 320), (3, 24), (2, 160), (2, 160)]
     assert [batch.tokens.shape for batch in once] == shapes
     assert all((batch.tokens[:, 0] == tokenizer.bos).all() for batch in once)
 
 
 def test_a_rehearsal_repeats_random_tokens_and_counts_from_their_second_time(tokenizer):
-    batch = next(recipe.batches(TINY, tokenizer))
+    batch = next(recipe.rehearsal(TINY, tokenizer, seed=0))
     for tokens, weights in zip(batch.tokens, batch.weights, strict=True):
         period = int((weights == 0).sum())
         assert 4 <= period <= 12 and (weights[period:] == 1).all()
@@ -68,6 +69,8 @@ def test_a_rehearsal_repeats_random_tokens_and_counts_from_their_second_time(tok
 def test_training_can_be_interrupted_and_exports_a_checkpoint_that_loads(tmp_path):
     first = next(recipe.learn(tmp_path / "tiny", TINY, progress=False))
     assert first.step == 1
+    every = itertools.islice(recipe.learn(tmp_path / "tiny", TINY, progress=False), 3)
+    assert [state.step for state in every] == [1, 2, 1]
     *_, last = recipe.learn(tmp_path / "tiny", TINY, progress=False)
     assert last.step == 2
 
@@ -84,6 +87,17 @@ def test_training_can_be_interrupted_and_exports_a_checkpoint_that_loads(tmp_pat
     table = evaluate(model, read, world.documents(0, 50), questions=8, documents=8)
     assert table.loss == pytest.approx(np.log(2048), abs=0.5)
     assert table.loss_bigram < table.loss_unigram < np.log(2048)
+
+
+def test_a_grown_model_computes_what_its_foundation_does():
+    foundation = Model(dataclasses.replace(TINY.config, num_hidden_layers=1))
+    initialize(foundation, 5)
+    tokens = np.arange(20, dtype=np.int32)[None]
+    expected, got = (
+        forward(model, tokens, np.array([20])).logits
+        for model in (foundation, recipe.grown(foundation, TINY))
+    )
+    np.testing.assert_array_equal(got, expected)
 
 
 def test_the_table_has_a_row_for_every_figure():

@@ -178,6 +178,29 @@ def test_random_weights_depend_on_the_seed_and_the_name():
     assert (a != b).any()
 
 
+def test_maps_made_row_by_row_give_the_same_and_the_same_gradients(monkeypatch):
+    made = model()
+    leaves, structure = jax.tree.flatten(made)
+    lengths = np.array([40, 23], np.int32)
+
+    def loss(leaves):
+        logits = forward(jax.tree.unflatten(structure, leaves), TOKENS, lengths).logits
+        return jnp.mean(jax.nn.logsumexp(logits, axis=-1)), logits
+
+    def both():
+        jax.clear_caches()
+        (_, logits), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(leaves)
+        return logits, gradients
+
+    whole = both()
+    monkeypatch.setattr(attention, "CACHED_MAP", 4 * 40 * 40)
+    rows = both()
+    jax.clear_caches()
+    np.testing.assert_allclose(rows[0], whole[0], **close(whole[0]))
+    for one, other in zip(rows[1], whole[1], strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5 * float(jnp.abs(other).max()))
+
+
 def test_maps_made_a_block_of_queries_at_a_time_give_the_same(monkeypatch):
     lengths = np.array([40, 23], np.int32)
     whole = run(model(), TOKENS, lengths, capture=frozenset(resolve("z", 3)))
