@@ -38,6 +38,13 @@ def test_the_first_notebook_shows_what_it_says(opened):
     assert top.splitlines()[0].endswith("' Mary'")  # the likeliest token comes first
     (tree,) = (text for source, text in shown.items() if "405b" in source)
     assert "405,853,388,800" in tree
+    (steered,) = (text for source, text in shown.items() if "Steer" in source)
+    plain, pushed = steered.strip().split("\n\n")
+    assert "winter" in pushed and "now" in pushed and "winter" not in plain
+    (proof,) = (text for source, text in shown.items() if ".check()" in source)
+    assert "13 pass" in proof
+    (price,) = (text for source, text in shown.items() if "giant.plan" in source)
+    assert "total: 2.0 TiB" in price and "total: 126.5 MiB" in price
     (story,) = (text for source, text in shown.items() if "llama.stream" in source)
     assert len(story.split()) > 40
 
