@@ -287,9 +287,8 @@ def test_everyday_questions(llama):
     assert loss.shape == (2, 4) and np.isnan(loss[1, 2:]).all() and run.lengths.tolist() == [5, 3]
     for row, length in enumerate(run.lengths):
         for t in range(length - 1):
-            assert loss[row, t] == pytest.approx(
-                -logprobs[row, t, run.tokens[row, t + 1]], abs=1e-5
-            )
+            said = float(-logprobs[row, t, run.tokens[row, t + 1]])
+            assert loss[row, t] == pytest.approx(said, abs=1e-5)
     token = run.llama.token(" time")
     assert run.probability(" time", position=3) == pytest.approx(
         float(jnp.exp(logprobs[0, 3, token]))

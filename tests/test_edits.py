@@ -93,6 +93,15 @@ def test_a_patch_of_everything_early_or_late_makes_the_other_run(llama, other):
     assert (last.logits[:, :-1] == llama.run(A).logits[:, :-1]).all()
 
 
+def test_without_what_the_layers_write_the_stream_is_the_embedding(llama):
+    silent = [Ablate("self_attn.out"), Ablate("mlp.out")]
+    run = llama.run(A, ["embed", "resid_post", "norm.out"], edits=silent)
+    for layer in range(3):
+        np.testing.assert_array_equal(run["resid_post", layer], run["embed"])
+    embedded = llama.run(A, edits=[Patch(("resid_post", -1), run["embed"])])
+    np.testing.assert_array_equal(run.logits, embedded.logits)
+
+
 def test_a_patch_changes_only_what_lies_in_its_causal_cone(llama, clean, other):
     run = llama.run(A, "*", edits=Patch(("resid_mid", 1), other, positions=[5]))
     for name in resolve("resid_post", 3):
