@@ -12,7 +12,7 @@ from jaxtyping import Int
 
 from llama_jax.config import LlamaConfig
 from llama_jax.dtypes import as_dtype
-from llama_jax.model.tap import Edit, Reduce, Take, Tap
+from llama_jax.model.tap import Edit, Reduce, Take, Tap, treats_positions_alike
 from llama_jax.points import Point, PointError, Points, is_pair, point_of, resolve
 
 __all__ = [
@@ -89,7 +89,7 @@ class Capture:
     @property
     def while_writing(self) -> Capture:
         """The part that can be done while positions come one by one."""
-        if self.reduce is None or self.reduce == "norm" or self.reduce[0] == "topk":
+        if treats_positions_alike(self.reduce):
             return dataclasses.replace(self, positions=None)
         return dataclasses.replace(self, positions=None, reduce=None, dtype=None)
 
@@ -139,13 +139,10 @@ def taps_for(
 
 
 class Captured:
-    """What was captured, by name: mixed into `Run`, `Generation` and `Step`."""
+    """What was captured, by name: mixed into `Run`, `Generation`, `Step` and `Gradients`."""
 
+    config: LlamaConfig
     captured: Mapping[str, Any]
-
-    @property
-    def _num_layers(self) -> int:
-        raise NotImplementedError
 
     def __getitem__(self, points: Points) -> Any:
         """The captured array of that name, or `{full name: array}` where several match.
@@ -154,7 +151,7 @@ class Captured:
         `TopK`. Raises `PointError` (a `KeyError`) for a name that no tensor has, and for one that
         was not captured.
         """
-        names = resolve(points, self._num_layers)
+        names = resolve(points, self.config.num_hidden_layers)
         found = {name: self.captured[name] for name in names if name in self.captured}
         if not found:
             has = ", ".join(self.names[:6]) + (", …" if len(self.names) > 6 else "")

@@ -122,7 +122,10 @@ def edits_at(edits: Edit | Iterable[Edit], place: Place) -> dict[str, tuple[tap.
         for name in resolve(edit.point, place.config.num_hidden_layers):
             kind = name if isinstance(edit, Patch) else point_of(name).name
             if kind not in same:
-                same[kind] = _made(edit, name, place)
+                try:
+                    same[kind] = _made(edit, name, place)
+                except CaptureError as error:  # of heads and positions, which captures have too
+                    raise EditError(str(error)) from None
             made[name] = (*made.get(name, ()), same[kind])
     return made
 
@@ -132,15 +135,12 @@ def _made(edit: Edit, name: str, place: Place) -> tap.Edit:
     if isinstance(edit, Replace):
         if not callable(edit.fn):
             raise EditError(f"Replace at {name}: {edit.fn!r} is no function.")
-        return tap.Call(edit.fn, point.name.removeprefix("layers.{i}."))
+        return tap.Call(edit.fn, point.local)
     what = f"{type(edit).__name__} at {name}"
     reach = _reach(edit.positions, place, what)
     heads = None
     if not isinstance(edit, Steer) and edit.heads is not None:
-        try:
-            heads = heads_of(edit.heads, point, place.config, what)
-        except CaptureError as error:
-            raise EditError(str(error)) from None
+        heads = heads_of(edit.heads, point, place.config, what)
     if isinstance(edit, Steer):
         value, reach = _fitted(edit.vector, reach, name, place, what)
         value = value.astype(place.dtype) * jnp.asarray(edit.scale, place.dtype)
@@ -172,10 +172,7 @@ def _reach(positions: Positions | None, place: Place, what: str) -> Bool[np.ndar
                 "tokens."
             )
     else:
-        try:
-            chosen = positions_of(positions, place.lengths, what, place.more)
-        except CaptureError as error:
-            raise EditError(str(error)) from None
+        chosen = positions_of(positions, place.lengths, what, place.more)
         np.put_along_axis(reach, chosen, True, axis=1)
     return reach
 
@@ -272,10 +269,7 @@ def _donated(
         reach = reach & (np.arange(place.size) < place.lengths[:, None])
         return _with_room(array, axes, place), reach
     assert edit.positions is not None
-    try:
-        source = positions_of(edit.positions, theirs, f"{what}, in the donor")
-    except CaptureError as error:
-        raise EditError(str(error)) from None
+    source = positions_of(edit.positions, theirs, f"{what}, in the donor")
     target = positions_of(edit.positions, place.lengths, what, place.more)
     if same_length and (source == target).all() and (target < array.shape[at]).all():
         return _with_room(array, axes, place), reach

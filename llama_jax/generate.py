@@ -62,10 +62,6 @@ class Step(Captured):
     pieces: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False)
     """What was captured before positions are reduced; of it `Generation` is made."""
 
-    @property
-    def _num_layers(self) -> int:
-        return self.config.num_hidden_layers
-
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Generation(Captured):
@@ -85,10 +81,6 @@ class Generation(Captured):
     text: str | list[str]
     config: LlamaConfig
     captured: Mapping[str, Any]
-
-    @property
-    def _num_layers(self) -> int:
-        return self.config.num_hidden_layers
 
     def __repr__(self) -> str:
         return f"Generation({self.text!r})"
@@ -130,21 +122,17 @@ def write(
     chunk = _chunk(longest)
     size = _up(_up(longest, chunk) + max_new_tokens, CACHE_BLOCK)
     _check_positions(captures, config, lengths, keep)
+    # What needs all positions is reduced when all are there: till then it is held whole.
+    held = {name: capture.while_writing for name, capture in captures.items()}
     if keep:
-        # What needs all positions is reduced when all are there: till then it is held whole.
-        held = {name: capture.while_writing for name, capture in captures.items()}
         logits = "all" if "logits" in captures else "last"
         check_budget(held, config, lengths + more, dtype, logits, budget, keys=size)
     changes = edits_at(edits, Place(config, wide(dtype), lengths, longest, size, more))
-    whole = {name: dataclasses.replace(c, positions=None) for name, c in captures.items()}
-    taps = taps_for(whole, changes, config, lengths)
-    after = {name: tap.take.rest for name, tap in taps.items() if tap.take is not None}
-    for name, tap in taps.items():
-        if tap.take is not None:
-            taps[name] = Tap(tap.edits, tap.take.each)
+    taps = taps_for(held, changes, config, lengths)
+    after = {name: take.rest for name, take in takes(captures, config, lengths).items()}
     leaves, structure = leaves_of(llama.model)
     cache = functools.partial(empty_cache, config, len(lengths), size, dtype)
-    writer = _Writer(structure, leaves, jax.device_put(taps), after, llama)
+    writer = _Writer(structure, leaves, jax.device_put(taps), after, llama, keep)
     return writer.steps(cache, tokens, lengths, rows, single, chunk, max_new_tokens, sampling)
 
 
@@ -291,6 +279,7 @@ class _Writer:
     taps: dict[str, Tap]
     after: dict[str, Take]  # what is done to a capture when all positions of a step are there
     llama: Llama
+    keep: bool  # the pieces, for a `Generation`; else each step is reduced by itself
 
     def steps(
         self,
@@ -316,7 +305,7 @@ class _Writer:
             ids, last = np.asarray(chosen.token), step == max_new_tokens - 1
             texts = [row.push(int(token), last) for row, token in zip(rows, ids, strict=True)]
             going = [row for row in rows if not row.stopped]
-            captured = self._reduced(pieces, queries, lengths + step)
+            captured = {} if self.keep else self._reduced(pieces, queries, lengths + step)
             fields = _fields(self.llama, chosen, texts, single)
             done = Step(*fields, self.llama.config, captured, pieces)  # type: ignore[call-arg]
             if going and not last:

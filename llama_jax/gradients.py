@@ -44,10 +44,6 @@ class Gradients(Captured, Mapping[str, Array]):
     metric: Float[Array, ...]
     captured: Mapping[str, Array]
 
-    @property
-    def _num_layers(self) -> int:
-        return self.config.num_hidden_layers
-
     def __getitem__(self, points: Points) -> Any:
         if isinstance(points, str) and points in self.captured:
             return self.captured[points]

@@ -65,10 +65,6 @@ class Run(Captured):
     model: str | None = None  # its name
     versions: Mapping[str, str] = dataclasses.field(default_factory=runfile.versions)
 
-    @property
-    def _num_layers(self) -> int:
-        return self.config.num_hidden_layers
-
     def __getitem__(self, points: Points) -> Any:
         if points == "logits" and "logits" not in self.captured:
             return self.logits

@@ -31,6 +31,7 @@ __all__ = [
     "Taps",
     "TopK",
     "along",
+    "treats_positions_alike",
 ]
 
 # How a captured tensor is made smaller; see `llama_jax.Capture`.
@@ -172,20 +173,12 @@ class Take:
         return x if self.dtype is None else x.astype(self.dtype)
 
     @property
-    def each(self) -> Take:
-        """The part of it that treats every position alike, and so can be done piece by piece."""
-        alike = self.reduce is None or self.reduce == "norm" or self.reduce[0] == "topk"
-        if alike:
-            return dataclasses.replace(self, positions=None)
-        return dataclasses.replace(self, positions=None, reduce=None, dtype=None)
-
-    @property
     def rest(self) -> Take:
-        """What is left to do after `each`, with all positions at hand."""
+        """What is left to do with all positions at hand, where the others came one by one."""
         axes = self.axes
         if self.reduce == "norm":
             axes = axes.rsplit(" ", 1)[0]
-        alike = self.each.reduce == self.reduce
+        alike = treats_positions_alike(self.reduce)
         return dataclasses.replace(
             self,
             axes=axes,
@@ -254,6 +247,11 @@ class Taps:
         inside.captured = self.captured
         inside._prefix = f"{self._prefix}{part}."
         return inside
+
+
+def treats_positions_alike(reduce: Reduce) -> bool:
+    """Whether it can be done position by position, before all of them are there."""
+    return reduce is None or reduce == "norm" or reduce[0] == "topk"
 
 
 def along(axes: str, array: AnyArray, positions: Int[AnyArray, "B P"]) -> Array:
