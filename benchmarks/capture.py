@@ -11,10 +11,7 @@ attentions with `output_hidden_states` and `output_attentions`, TransformerLens 
 from __future__ import annotations
 
 import argparse
-import os
-import shutil
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
@@ -22,9 +19,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from llama_jax import Ablate, Llama, LlamaConfig
-from llama_jax.config import RopeScaling
-from llama_jax.cria import WEIGHTS
+from benchmarks.peers import in_torch, in_transformer_lens, saved, small
+from llama_jax import Ablate, Llama
 
 ROWS = ("plain forward", "residual stream", "all patterns", "everything", "one head ablated")
 Contestant = dict[str, Callable[[], Any]]
@@ -37,25 +33,11 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--repeat", type=int, default=7)
     args = parser.parse_args()
-    config = LlamaConfig(
-        vocab_size=2048,
-        hidden_size=args.hidden,
-        intermediate_size=args.hidden * 8 // 3 // 8 * 8,
-        num_hidden_layers=args.layers,
-        num_attention_heads=8,
-        num_key_value_heads=2,
-        head_dim=args.hidden // 8,
-        rope_scaling=RopeScaling(factor=8.0),
-        max_position_embeddings=131072,
-    )
+    config = small(args.layers, args.hidden)
     llama = Llama.random(config, seed=0)
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, (1, args.tokens))
     contestants: dict[str, Contestant] = {"llama-jax": _ours(llama, tokens)}
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    with tempfile.TemporaryDirectory() as folder:
-        llama.save(folder)
-        for file in WEIGHTS.glob("tokenizer*"):
-            shutil.copy(file, folder)
+    with saved(llama) as folder:
         for name, make in (
             ("transformers", _transformers),
             ("TransformerLens", _transformer_lens),
@@ -114,20 +96,10 @@ def _ours(llama: Llama, tokens: np.ndarray) -> Contestant:
     }
 
 
-def _load(folder: str) -> Any:
-    import torch
-    import transformers
-
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, attn_implementation="eager", dtype=torch.float32
-    )
-    return model.eval()
-
-
 def _transformers(folder: str, tokens: np.ndarray) -> Contestant:
     import torch
 
-    model, given = _load(folder), torch.tensor(tokens)
+    model, given = in_torch(folder), torch.tensor(tokens)
     size = model.config.head_dim
 
     def run(**options: Any) -> Callable[[], Any]:
@@ -157,17 +129,8 @@ def _transformers(folder: str, tokens: np.ndarray) -> Contestant:
 
 def _transformer_lens(folder: str, tokens: np.ndarray) -> Contestant:
     import torch
-    import transformers
-    from transformer_lens.model_bridge import TransformerBridge
 
-    model = TransformerBridge.boot_transformers(
-        folder,
-        hf_model=_load(folder),
-        tokenizer=transformers.AutoTokenizer.from_pretrained(folder),
-        device="cpu",
-        dtype=torch.float32,
-    )
-    model.enable_compatibility_mode(no_processing=True, disable_warnings=True)
+    model = in_transformer_lens(folder)
     given = torch.tensor(tokens)
 
     def cached(wanted: Callable[[str], bool] | None) -> Callable[[], Any]:
@@ -203,7 +166,7 @@ def _nnsight(folder: str, tokens: np.ndarray) -> Contestant:
     import transformers
     from nnsight import NNsight
 
-    model, given = NNsight(_load(folder)), torch.tensor(tokens)
+    model, given = NNsight(in_torch(folder)), torch.tensor(tokens)
     size = transformers.AutoConfig.from_pretrained(folder).head_dim
 
     def plain() -> None:

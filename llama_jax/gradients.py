@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 from llama_jax.capture import Capture, Captured, taps_for
 from llama_jax.config import LlamaConfig
 from llama_jax.edits import Edit, Place, edits_at
+from llama_jax.metrics import Metric, bound
 from llama_jax.model import Logits, forward, leaf_numbers, leaves_of
 from llama_jax.model.product import wide
 from llama_jax.model.tap import Add, Tap
@@ -25,10 +26,7 @@ from llama_jax.points import PointError, Points, is_pair, point_of, resolve, res
 if TYPE_CHECKING:
     from llama_jax.llama import Llama
 
-__all__ = ["Gradients", "Metric", "gradients"]
-
-# Logits [B, V] (or [B, T, V] with logits="all") to a value for each row, [B], or one number.
-Metric = Callable[[Array], Array]
+__all__ = ["Gradients", "gradients"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -92,7 +90,7 @@ def gradients(
     numbers = leaf_numbers(llama.model)
     places = tuple((name, numbers[name]) for name in weights)
     values, found = _program(
-        structure, places, metric, logits, leaves, nothing, taps, tokens, lengths
+        structure, places, bound(metric, llama), logits, leaves, nothing, taps, tokens, lengths
     )
     return Gradients(config, values, {name: found[name] for name in (*names, *weights)})
 

@@ -7,7 +7,7 @@ import difflib
 import os
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +24,9 @@ from llama_jax.cria import WEIGHTS as CRIA
 from llama_jax.dtypes import as_dtype
 from llama_jax.edits import Edit
 from llama_jax.generate import Generation, Step
-from llama_jax.gradients import Gradients, Metric
+from llama_jax.gradients import Gradients
 from llama_jax.memory import check_fits
+from llama_jax.metrics import Metric
 from llama_jax.model import Logits, Model, initialize, leaf_numbers
 from llama_jax.model.tap import EditError
 from llama_jax.plan import Plan, plan
@@ -34,10 +35,18 @@ from llama_jax.run import Run
 from llama_jax.sampling import Sampling
 from llama_jax.text import Tokenizer
 
-__all__ = ["Llama", "Prompt", "PromptError"]
+__all__ = ["Llama", "Prompt", "PromptError", "Rows"]
 
 # Text, several texts, tokens [T] or [B, T], or several rows of tokens.
 Prompt = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | np.ndarray
+
+
+class Rows(NamedTuple):
+    """Prompts, aligned on the left."""
+
+    tokens: Int[np.ndarray, "B T"]
+    lengths: Int[np.ndarray, " B"]
+    single: bool  # whether it was one prompt and no batch
 
 
 class PromptError(ValueError):
@@ -142,8 +151,17 @@ class Llama:
             return [self._tokenizer().pieces(row.tolist()) for row in array]
         return self._tokenizer().pieces(np.atleast_1d(array).tolist())
 
-    def token(self, text: str) -> int:
-        """The id of a text that is exactly one token, as `" Mary"`. Raises `PromptError`."""
+    def token(self, text: str | int) -> int:
+        """The id of a text that is exactly one token, as `" Mary"`; an id is given back.
+
+        Raises `PromptError` for other texts, and for an id that is not in the vocabulary.
+        """
+        if not isinstance(text, str):
+            if not 0 <= text < self.config.vocab_size:
+                raise PromptError(
+                    f"Token {text}: the vocabulary is 0 to {self.config.vocab_size - 1}."
+                )
+            return int(text)
         tokenizer = self._tokenizer()
         if text in tokenizer.special:
             return tokenizer.special[text]
@@ -177,7 +195,7 @@ class Llama:
         kinds of edits does not compile. Raises `PromptError`, `PointError`, `CaptureError`,
         `EditError`, `BudgetError`, before anything runs.
         """
-        tokens, lengths, _ = self._read(prompt)
+        tokens, lengths, _ = self.read(prompt)
         return running.run(self, tokens, lengths, capture, logits, edits, budget)
 
     def plan(self, prompt: Prompt, capture: Captures = (), logits: Logits = "all") -> Plan:
@@ -190,7 +208,7 @@ class Llama:
         True
         """
         running.check_logits(logits)
-        _, lengths, _ = self._read(prompt)
+        _, lengths, _ = self.read(prompt)
         captures = wanted(capture, self.config.num_hidden_layers)
         return plan(captures, self.config, lengths, self.model.dtype, logits)
 
@@ -217,7 +235,7 @@ class Llama:
         (1, 5, 192)
         """
         running.check_logits(logits)
-        tokens, lengths, _ = self._read(prompt)
+        tokens, lengths, _ = self.read(prompt)
         return differentiating.gradients(
             self, tokens, lengths, metric, points, edits, logits, budget
         )
@@ -277,7 +295,7 @@ class Llama:
         sampling = Sampling(temperature, top_p, top_k, seed)
         captures = wanted(capture, self.config.num_hidden_layers)
         return writing.write(
-            self, *self._read(prompt), max_new_tokens, sampling, stop, captures, edits
+            self, *self.read(prompt), max_new_tokens, sampling, stop, captures, edits
         )
 
     def generate(
@@ -307,7 +325,7 @@ class Llama:
         Raises what `run` raises, and `ValueError` for settings out of range, before anything runs.
         """
         sampling = Sampling(temperature, top_p, top_k, seed)
-        tokens, lengths, single = self._read(prompt)
+        tokens, lengths, single = self.read(prompt)
         captures = wanted(capture, self.config.num_hidden_layers)
         steps = writing.write(
             self,
@@ -324,8 +342,14 @@ class Llama:
         )
         return writing.collect(steps, self.config, lengths, single, captures)
 
-    def _read(self, prompt: Prompt) -> tuple[Int[np.ndarray, "B T"], Int[np.ndarray, " B"], bool]:
-        """Tokens padded on the right, the rows' lengths, and whether it was one prompt."""
+    def read(self, prompt: Prompt) -> Rows:
+        """A prompt as the model takes it: tokens padded on the right, and the rows' lengths.
+
+        Raises `PromptError` for what is no prompt, for an empty one, and for unknown tokens.
+
+        >>> Llama.from_pretrained("cria").read(["Once upon a time", "One day"]).lengths.tolist()
+        [5, 3]
+        """
         rows, single = self._rows(prompt)
         lengths = np.array([len(row) for row in rows], np.int32)
         if not len(rows) or not lengths.all():
@@ -341,7 +365,7 @@ class Llama:
                     f"{self.config.vocab_size - 1}."
                 )
             tokens[i, : len(row)] = row
-        return tokens, lengths, single
+        return Rows(tokens, lengths, single)
 
     def _rows(self, prompt: Prompt) -> tuple[list[np.ndarray], bool]:
         if isinstance(prompt, str):

@@ -110,7 +110,11 @@ class Run(Captured):
         >>> run.probability(" time") == run.top(1)[0].probability
         True
         """
-        id = token if not isinstance(token, str) else self._llama("reading a token").token(token)
+        id = (
+            token
+            if not isinstance(token, str)
+            else self.needs_llama("reading a token").token(token)
+        )
         if not 0 <= id < self.config.vocab_size:
             raise ValueError(f"Token {id}: the vocabulary is 0 to {self.config.vocab_size - 1}.")
         return float(self._probabilities(position, row)[id])
@@ -149,7 +153,8 @@ class Run(Captured):
         """
         return cls(llama, **runfile.read(path, llama, verify))
 
-    def _llama(self, what: str) -> Llama:
+    def needs_llama(self, what: str) -> Llama:
+        """The run's Llama. Where there is none, a `ValueError` says that `what` needs it."""
         if self.llama is None:
             raise ValueError(
                 f"This run was loaded without its Llama, which {what} needs: "

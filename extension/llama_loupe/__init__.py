@@ -12,8 +12,8 @@ import treescope
 from IPython.core.getipython import get_ipython
 from IPython.display import display
 
+from llama_jax.text import token_labels
 from llama_loupe import renderer
-from llama_loupe.labels import token_labels
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell

@@ -5,7 +5,9 @@
 
 from llama_jax.model.cache import Cache, empty_cache
 from llama_jax.model.modules import (
+    Context,
     Forward,
+    Layer,
     Logits,
     Model,
     forward,
@@ -13,12 +15,15 @@ from llama_jax.model.modules import (
     leaf_numbers,
     leaves_of,
     parameters,
+    readout,
     unembed,
 )
 
 __all__ = [
     "Cache",
+    "Context",
     "Forward",
+    "Layer",
     "Logits",
     "Model",
     "empty_cache",
@@ -27,5 +32,6 @@ __all__ = [
     "leaf_numbers",
     "leaves_of",
     "parameters",
+    "readout",
     "unembed",
 ]

@@ -28,10 +28,12 @@ from llama_jax.model.cache import Cache, append
 from llama_jax.model.layers import Layers
 from llama_jax.model.product import linear, product, wide
 from llama_jax.model.rope import rotary_tables, rotate
-from llama_jax.model.tap import Tap, Taps
+from llama_jax.model.tap import NO_TAPS, Tap, Taps
 
 __all__ = [
+    "Context",
     "Forward",
+    "Layer",
     "Logits",
     "Model",
     "forward",
@@ -39,6 +41,7 @@ __all__ = [
     "leaf_numbers",
     "leaves_of",
     "parameters",
+    "readout",
     "unembed",
 ]
 
@@ -91,6 +94,11 @@ class Context(NamedTuple):
     before: Int[Array, " B"]  # how many positions of each row the cache held before
     lengths: Int[Array, " B"]  # how many of the new ones are real
 
+    def at(self, queries: Int[Array, "B Q"]) -> Context:
+        """That of some of the new positions, all of which are real."""
+        cos, sin, mask = (_at(x, queries) for x in (self.cos, self.sin, self.mask))
+        return Context(cos, sin, mask, self.before, jnp.full_like(self.lengths, queries.shape[1]))
+
 
 class Attention(nnx.Module):
     def __init__(self, config: LlamaConfig, dtype: jnp.dtype) -> None:
@@ -108,16 +116,19 @@ class Attention(nnx.Module):
         context: Context,
         cached: tuple[Array, Array] | None,
         taps: Taps,
-    ) -> tuple[Float[Array, "B T D"], tuple[Array, Array] | None]:
-        q = taps("q", self._heads(self.q_proj(x)))
+        only: Int[Array, "B Q"] | None = None,
+    ) -> tuple[Float[Array, "B Q D"], tuple[Array, Array] | None]:
         k = taps("k", self._heads(self.k_proj(x)))
         v = taps("v", self._heads(self.v_proj(x)))
-        q = taps("q_rot", rotate(q, context.cos, context.sin))
         k = taps("k_rot", rotate(k, context.cos, context.sin))
         if cached is not None:
             k = append(cached[0], k, context.before)
             v = append(cached[1], v, context.before)
             cached = (k, v)
+        if only is not None:
+            x, context = _at(x, only), context.at(only)
+        q = taps("q", self._heads(self.q_proj(x)))
+        q = taps("q_rot", rotate(q, context.cos, context.sin))
         z = attend(q, k, v, context.mask, taps)
         out = self.o_proj(z.reshape(*x.shape[:2], -1))
         if taps.wants("head_out"):
@@ -163,10 +174,13 @@ class Layer(nnx.Module):
         context: Context,
         cached: tuple[Array, Array] | None,
         taps: Taps,
-    ) -> tuple[Float[Array, "B T D"], tuple[Array, Array] | None]:
+        only: Int[Array, "B Q"] | None = None,
+    ) -> tuple[Float[Array, "B Q D"], tuple[Array, Array] | None]:
+        """With `only`, of all positions the keys and values and of these the rest: no taps then."""
         x = taps("resid_pre", x)
         normed = self.input_layernorm(x, taps.at("input_layernorm"))
-        attended, cached = self.self_attn(normed, context, cached, taps.at("self_attn"))
+        attended, cached = self.self_attn(normed, context, cached, taps.at("self_attn"), only)
+        x = x if only is None else _at(x, only)
         x = taps("resid_mid", x + attended)
         normed = self.post_attention_layernorm(x, taps.at("post_attention_layernorm"))
         return taps("resid_post", x + self.mlp(normed, taps.at("mlp"))), cached
@@ -276,6 +290,11 @@ def unembed(model: Model, hidden: Float[Array, "... D"]) -> Float[Array, "... V"
     return linear(hidden, head.weight[...])
 
 
+def readout(model: Model, stream: Float[Array, "... D"]) -> Float[Array, "... V"]:
+    """Logits in at least f32 of a residual stream, as if it were the last one."""
+    return unembed(model, model.norm(stream, NO_TAPS))
+
+
 def leaves_of(model: Model) -> tuple[tuple[Array, ...], Any]:
     """The weights as a flat tuple, and the static structure that makes a module of them again.
 
@@ -326,6 +345,11 @@ def initialize(model: Model, seed: int = 0, std: float = 0.02) -> None:
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))
 def _normal(key: Array, shape: tuple[int, ...], dtype: jnp.dtype, std: float) -> Array:
     return (jax.random.normal(key, shape, jnp.float32) * std).astype(dtype)
+
+
+def _at(x: Array, positions: Int[Array, "B Q"]) -> Array:
+    """Of each row of `x` [B, T, …] its own positions."""
+    return jnp.take_along_axis(x, positions.reshape(*positions.shape, *[1] * (x.ndim - 2)), axis=1)
 
 
 def _abstract(shape: tuple[int, ...], dtype: jnp.dtype) -> nnx.Param:

@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 from llama_jax.model.product import wide
 
 __all__ = [
+    "NO_TAPS",
     "Add",
     "Call",
     "Edit",
@@ -247,6 +248,9 @@ class Taps:
         inside.captured = self.captured
         inside._prefix = f"{self._prefix}{part}."
         return inside
+
+
+NO_TAPS = Taps({}, np.zeros(0, np.int32))  # type: ignore[arg-type]
 
 
 def treats_positions_alike(reduce: Reduce) -> bool:

@@ -1,0 +1,157 @@
+"""What an analysis gives: an array of named axes that prints, draws and tabulates itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from llama_jax.text import token_labels
+
+if TYPE_CHECKING:
+    import pandas
+
+__all__ = ["Result", "node", "picture"]
+
+# A picture shows so many cells whole; of more, the edges.
+MOST_CELLS = 40_000
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Result:
+    """An array with a name for each axis, and what each index along an axis stands for.
+
+    `coordinates` gives an axis its numbers or names where they are not 0, 1, 2, …; `pieces` are the
+    texts of the prompt's tokens, where there is one prompt and a tokenizer.
+    """
+
+    values: Float[Array, ...]
+    axes: tuple[str, ...]
+    coordinates: Mapping[str, Sequence[int | str]] = dataclasses.field(
+        default_factory=dict, kw_only=True
+    )
+    pieces: Sequence[str] | None = dataclasses.field(default=None, kw_only=True)
+
+    def along(self, axis: str) -> Sequence[int | str]:
+        """What the indices along an axis stand for: layers, heads, positions, names."""
+        size = self.values.shape[self.axes.index(axis)]
+        return self.coordinates.get(axis, range(size))
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """A row for each entry of `values`, a column for each axis, and the value in the last."""
+        import pandas
+
+        index = pandas.MultiIndex.from_product(map(self.along, self.axes), names=self.axes)
+        table = index.to_frame(index=False)
+        if self.pieces is not None:
+            for axis in ("position", "key"):
+                if axis in self.axes:
+                    texts = [self.pieces[at] for at in table[axis]]
+                    table.insert(table.columns.get_loc(axis) + 1, f"{axis}_token", texts)
+        table["value"] = np.asarray(self.values, np.float64).ravel()
+        return table
+
+    def _summary(self) -> str:
+        """A line about the values, for people."""
+        values = np.asarray(self.values, np.float64)
+        finite = values[np.isfinite(values)]
+        if not finite.size:
+            return "no finite value"
+        return f"{finite.min():.4g} to {finite.max():.4g}"
+
+    def _drawn(self) -> Mapping[str, Any]:
+        """What the picture shows: arguments of `picture`."""
+        return {
+            "values": self.values,
+            "axes": self.axes,
+            "labels": {axis: self._labels(axis) for axis in self.axes},
+        }
+
+    def _labels(self, axis: str) -> list[str]:
+        found = self.along(axis)
+        if self.pieces is None or axis not in ("position", "key"):
+            return [str(item) for item in found]
+        return [f"{at} {self.pieces[int(at)]}" for at in found]
+
+    def __repr__(self) -> str:
+        sizes = " x ".join(
+            f"{size} {axis}s"
+            for size, axis in zip(self.values.shape, self.axes, strict=True)
+            if size > 1
+        )
+        return f"{type(self).__name__}({sizes or 'one value'}, {self._summary()})"
+
+    def __treescope_repr__(self, path: str | None, subtree_renderer: Any) -> Any:
+        hidden = ("values", "coordinates", "pieces")
+        fields = [f.name for f in dataclasses.fields(self) if f.name not in hidden]
+        children = {name: getattr(self, name) for name in fields}
+        return node(self, children, path, subtree_renderer, picture(**self._drawn()))
+
+
+def node(
+    owner: Any,
+    children: Mapping[str, Any],
+    path: str | None,
+    subtree_renderer: Any,
+    figure: Any = None,
+) -> Any:
+    """Treescope's form of a result: what its repr says, a picture, and its parts by name."""
+    from treescope import figures
+    from treescope import rendering_parts as parts
+
+    entries = [] if figure is None else [figures.treescope_part_from_display_object(figure)]
+    for name, value in children.items():
+        child_path = None if path is None else f"{path}.{name}"
+        child = subtree_renderer(value, path=child_path)
+        entries.append(parts.siblings_with_annotations(f"{name} = ", child, ","))
+    return parts.build_foldable_tree_node_from_children(
+        prefix=parts.siblings(parts.maybe_qualified_type_name(type(owner)), "("),
+        children=entries,
+        suffix=")",
+        path=path,
+        comma_separated=False,
+        first_line_annotation=parts.comment_color(parts.text(f"  # {owner!r}")),
+        expand_state=parts.ExpandState.EXPANDED,
+    )
+
+
+def picture(
+    values: Any,
+    axes: Sequence[str],
+    labels: Mapping[str, Sequence[str]],
+    around_zero: bool = True,
+    vmin: float | None = None,
+    vmax: float | None = None,
+) -> Any:
+    """Treescope's heatmap: the last axis across, the one before it down, others beside each other.
+
+    Axes of size 1 are left out. Labels may hold any text.
+    """
+    import treescope
+
+    values = jnp.asarray(values)
+    kept = [i for i, size in enumerate(values.shape) if size > 1] or [values.ndim - 1]
+    names = {at: axes[i] for at, i in enumerate(kept)}
+    shown = values.reshape([values.shape[i] for i in kept])
+    last = shown.ndim - 1
+    rows, columns = ([last - 1], [*range(last - 1), last]) if last else ([], [last])
+    cells = min(14, max(3, 900 // max(shown.shape[-1], 1)))
+    return treescope.render_array(
+        shown,
+        rows=rows,
+        columns=list(itertools.chain(columns)),
+        truncate=shown.size > MOST_CELLS,
+        around_zero=around_zero,
+        vmin=vmin,
+        vmax=vmax,
+        axis_labels={at: token_labels([f"{name}"])[0] for at, name in names.items()},
+        axis_item_labels={
+            at: token_labels(labels[name]) for at, name in names.items() if name in labels
+        },
+        pixels_per_cell=cells,
+    )
