@@ -18,6 +18,7 @@ from llama_jax.analysis.circuits import (
     ov_circuit,
     qk_circuit,
 )
+from llama_jax.analysis.difference import Comparison, Difference, compare
 from llama_jax.analysis.heads import HeadScores, head_scores, repeated_tokens
 from llama_jax.analysis.integrated import IntegratedGradients, integrated_gradients
 from llama_jax.analysis.lens import LogitLens, logit_lens
@@ -29,23 +30,29 @@ from llama_jax.analysis.patching import (
     patch_sweep,
 )
 from llama_jax.analysis.results import Result
+from llama_jax.analysis.weights import Overview, WeightStatistics, overview, weight_statistics
 from llama_jax.metrics import log_probability, logit, logit_difference
 
 __all__ = [
     "SVD",
     "AttentionMap",
     "Attribution",
+    "Comparison",
     "Decomposition",
+    "Difference",
     "Factored",
     "HeadScores",
     "IntegratedGradients",
     "LogitLens",
     "MissingPointError",
+    "Overview",
     "PatchSweep",
     "Result",
     "SweepError",
+    "WeightStatistics",
     "attention_map",
     "attribution_patching",
+    "compare",
     "composition_scores",
     "direct_logit_attribution",
     "head_scores",
@@ -55,8 +62,10 @@ __all__ = [
     "logit_difference",
     "logit_lens",
     "ov_circuit",
+    "overview",
     "patch_sweep",
     "qk_circuit",
     "repeated_tokens",
     "residual_decomposition",
+    "weight_statistics",
 ]

@@ -138,8 +138,7 @@ class Decomposition(Result):
     @property
     def norms(self) -> Result:
         """The Euclidean length of each part, batch x position x component."""
-        lengths = jnp.linalg.norm(self.values, axis=-1)
-        return Result(lengths, self.axes[:3], coordinates=self.coordinates, pieces=self.pieces)
+        return self._per_component(jnp.linalg.norm(self.values, axis=-1), "lengths")
 
     @property
     def accumulated(self) -> Decomposition:
@@ -149,7 +148,16 @@ class Decomposition(Result):
     def project(self, direction: Float[Array, " D"]) -> Result:
         """How much of each part lies along a vector: dot products, batch x position x component."""
         along = product("BPCD,D->BPC", self.values, jnp.asarray(direction, self.values.dtype))
-        return Result(along, self.axes[:3], coordinates=self.coordinates, pieces=self.pieces)
+        return self._per_component(along, "dot products")
+
+    def _per_component(self, values: Array, title: str) -> Result:
+        return Result(
+            values,
+            self.axes[:3],
+            coordinates=self.coordinates,
+            pieces=self.pieces,
+            title=title,
+        )
 
     def to_dataframe(self) -> Any:
         """A row for each row, position and component, with the length of its vector."""

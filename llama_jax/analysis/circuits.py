@@ -121,7 +121,7 @@ class Factored:
         return f"Factored({label}{rows} x {columns} of rank {self.rank})"
 
     def __treescope_repr__(self, path: str | None, subtree_renderer: Any) -> Any:
-        values = Result(self.svd().S, ("singular value",))
+        values = Result(self.svd().S, ("singular value",), title="singular values")
         return node(
             self,
             {"left": self.left, "right": self.right, "svd().S": values},
@@ -202,7 +202,7 @@ def composition_scores(
     `|| W_OV W ||_F / (|| W_OV ||_F || W ||_F)` with W the later head's `qk` (Q), `qk.T` (K) or
     `ov` (V): `[L, N, L, N]`, from a layer and head to a layer and head, 0 to 1, and 0 where the
     second does not lie above the first. Random weights give about `1 / sqrt(D)`. `fold_norm` puts
-    the later layer's input norm's weight between.
+    the weights of both layers' input norms in.
 
     >>> from llama_jax import Llama
     >>> composition_scores(Llama.from_pretrained("cria"), "K").values.shape
@@ -219,7 +219,8 @@ def composition_scores(
     pairs = [(a, b) for a in range(count) for b in range(a + 1, count)]
     for a, b in tqdm(pairs, desc="composition", unit="pair", leave=False, delay=1):
         found[a, :, b] = _composed(layers[a], layers[b], config, kind, fold_norm)
-    return Result(jnp.asarray(found), ("from_layer", "from_head", "to_layer", "to_head"))
+    axes = ("from_layer", "from_head", "to_layer", "to_head")
+    return Result(jnp.asarray(found), axes, title=f"{kind}-composition")
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3, 4))
@@ -228,7 +229,7 @@ def _composed(
 ) -> Float[Array, "N M"]:
     """Scores of all pairs of heads of two layers, from products of `H x H` matrices."""
     heads = range(config.num_attention_heads)
-    writes = [(_value(first, config, n, False), _output(first, config, n)) for n in heads]
+    writes = [(_value(first, config, n, fold_norm), _output(first, config, n)) for n in heads]
     reads = []
     for n in heads:
         query, key = _query(second, n, fold_norm), _key(second, config, n, fold_norm)

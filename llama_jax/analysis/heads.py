@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -47,12 +47,13 @@ class HeadScores:
     duplicate_token: Float[Array, "L N"]  # mass on earlier equal tokens, of queries that have one
     induction: Float[Array, "L N"]  # mass on the token behind the last earlier equal one, of those
     entropy: Float[Array, "L N"]  # mean over all i of -sum_j p log p, in nats
+    axes: ClassVar[tuple[str, ...]] = ("layer", "head")
 
     def __getitem__(self, score: str) -> Result:
         """One score as a table and a picture, layers down and heads across."""
         if score not in SCORES:
             raise KeyError(f"{score!r} is no score: {', '.join(SCORES)}.")
-        return Result(getattr(self, score), ("layer", "head"))
+        return Result(getattr(self, score), self.axes, title=score.replace("_", " "))
 
     def __iter__(self) -> Iterator[str]:
         return iter(SCORES)

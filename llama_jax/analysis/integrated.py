@@ -51,6 +51,7 @@ class IntegratedGradients(Result):
             self.axes[:-1],
             coordinates=self.coordinates,
             pieces=self.pieces,
+            title="by position",
         )
 
     def to_dataframe(self) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -86,6 +86,7 @@ class LogitLens:
     llama: Llama
     names: Sequence[str]
     positions: Int[np.ndarray, "B P"]
+    axes: ClassVar[tuple[str, ...]] = ("layer", "batch", "position")
 
     @property
     def layers(self) -> list[int]:
@@ -146,11 +147,15 @@ class LogitLens:
 
     def of(self, token: int | str) -> Result:
         """The probability of a token as a table and a picture: layers down, positions across."""
-        return self._result(self.probability(token))
+        return self._result(self.probability(token), f"probability of {token!r}")
 
     def to_dataframe(self, k: int = 1) -> pandas.DataFrame:
         """A row for each layer, row and position: entropy, KL, and the k likeliest tokens."""
-        table = self._result(self.entropy).to_dataframe().rename(columns={"value": "entropy"})
+        table = (
+            self._result(self.entropy, "entropy")
+            .to_dataframe()
+            .rename(columns={"value": "entropy"})
+        )
         if self._spread[1] is not None:
             table["kl"] = np.asarray(self.kl, np.float64).ravel()
         values, ids = (np.asarray(part).reshape(-1, k) for part in self.top(k))
@@ -192,15 +197,13 @@ class LogitLens:
             raise ValueError(f"Tokens {token!r}: the vocabulary is 0 to {size - 1}.")
         return jnp.asarray(np.broadcast_to(ids, self.positions.shape))
 
-    def _result(self, values: Array) -> Result:
+    def _result(self, values: Array, title: str) -> Result:
         positions = self.positions[0].tolist() if len(self.positions) == 1 else None
         coordinates: dict[str, Sequence[int | str]] = {"layer": self.layers}
         if positions is not None:
             coordinates["position"] = positions
         pieces = pieces_of(self.run)
-        return Result(
-            values, ("layer", "batch", "position"), coordinates=coordinates, pieces=pieces
-        )
+        return Result(values, self.axes, coordinates=coordinates, pieces=pieces, title=title)
 
     def __repr__(self) -> str:
         batch, count = self.positions.shape
@@ -209,9 +212,9 @@ class LogitLens:
 
     def __treescope_repr__(self, path: str | None, subtree_renderer: Any) -> Any:
         entropy, kl = self._spread
-        drawn = {"entropy": self._result(entropy)}
+        drawn = {"entropy": self._result(entropy, "entropy, nats")}
         if kl is not None:
-            drawn = {"kl": self._result(kl), **drawn}
+            drawn = {"kl": self._result(kl, "KL(model || layer), nats"), **drawn}
         return node(self, drawn, path, subtree_renderer)
 
 

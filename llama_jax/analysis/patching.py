@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
@@ -138,8 +140,8 @@ def patch_sweep(
     with tqdm(total=count, desc="patching", unit="site", leave=False, delay=1) as bar:
         for layer, patches, sites in groups:
             for some, logits in patched_logits(receiver, patches, sites, room):
-                found = jnp.stack([_mean(swept.metric, each) for each in logits])
-                for site, value in zip(some, np.asarray(found), strict=True):
+                found = np.asarray(_means(swept.metric, logits))
+                for site, value in zip(some, found, strict=True):
                     values[swept.index(layer, site)] = value
                 bar.update(len(some))
     return dataclasses.replace(result, values=jnp.asarray(values))
@@ -159,8 +161,8 @@ def attribution_patching(
 
     Takes what `patch_sweep` takes and gives the same, in two forward passes and one backward pass,
     however many sites there are. The estimate is the first order of the patch's effect at the
-    corrupted run: exact where the metric is linear between the two, good for small differences, and
-    wrong where a softmax or a norm saturates between them.
+    corrupted run, to 1e-5 of it in f64: exact where the metric is linear between the two runs, good
+    for small differences, and wrong where a softmax or a norm saturates between them.
 
     >>> from llama_jax import Llama
     >>> from llama_jax.analysis import logit_difference
@@ -210,6 +212,7 @@ class _Swept:
         self.names = resolve(point, llama.config.num_hidden_layers)
         self.kind = point_of(self.names[0])
         self.metric = bound(metric, llama)
+        self.title = getattr(metric, "__name__", None) or repr(metric)
         self.pieces = None
         kinds = list(dict.fromkeys(point_of(name).name for name in self.names))
         if len(kinds) > 1:
@@ -316,7 +319,7 @@ class _Swept:
             self.kind.local,
             clean,
             corrupted,
-            getattr(self.metric, "__name__", None) or repr(self.metric),
+            self.title,
             coordinates=coordinates,
             pieces=self.pieces,
         )
@@ -393,6 +396,13 @@ def _mean(metric: Metric, logits: Float[Array, "B V"]) -> Float[Array, ""]:
             f"{len(logits)} rows, [{len(logits)}], or one number."
         )
     return jnp.mean(values)
+
+
+def _means(metric: Metric, logits: Float[Array, "sites B V"]) -> Float[Array, " sites"]:
+    try:
+        return jax.vmap(functools.partial(_mean, metric))(logits)
+    except jax.errors.JAXTypeError:  # a metric that needs numbers, such as one in NumPy
+        return jnp.stack([_mean(metric, each) for each in logits])
 
 
 def _said(lengths: Sequence[int]) -> str:

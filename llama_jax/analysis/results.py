@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +26,14 @@ class Result:
     """An array with a name for each axis, and what each index along an axis stands for.
 
     `coordinates` gives an axis its numbers or names where they are not 0, 1, 2, …; `pieces` are the
-    texts of the prompt's tokens, where there is one prompt and a tokenizer.
+    texts of the prompt's tokens, where there is one prompt and a tokenizer; `title` says what the
+    values are.
+
+    >>> found = Result(jnp.eye(2), ("layer", "head"), title="scores")
+    >>> found
+    Result(scores: 2 layers x 2 heads, 0 to 1)
+    >>> found.to_dataframe().value.tolist()
+    [1.0, 0.0, 0.0, 1.0]
     """
 
     values: Float[Array, ...]
@@ -36,6 +42,7 @@ class Result:
         default_factory=dict, kw_only=True
     )
     pieces: Sequence[str] | None = dataclasses.field(default=None, kw_only=True)
+    title: str = dataclasses.field(default="", kw_only=True)
 
     def along(self, axis: str) -> Sequence[int | str]:
         """What the indices along an axis stand for: layers, heads, positions, names."""
@@ -80,17 +87,16 @@ class Result:
 
     def __repr__(self) -> str:
         sizes = " x ".join(
-            f"{size} {axis}s"
+            f"{size} {_plural(axis)}"
             for size, axis in zip(self.values.shape, self.axes, strict=True)
             if size > 1
         )
-        return f"{type(self).__name__}({sizes or 'one value'}, {self._summary()})"
+        title = f"{self.title}: " if self.title else ""
+        return f"{type(self).__name__}({title}{sizes or 'one value'}, {self._summary()})"
 
     def __treescope_repr__(self, path: str | None, subtree_renderer: Any) -> Any:
-        hidden = ("values", "coordinates", "pieces")
-        fields = [f.name for f in dataclasses.fields(self) if f.name not in hidden]
-        children = {name: getattr(self, name) for name in fields}
-        return node(self, children, path, subtree_renderer, picture(**self._drawn()))
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return node(self, fields, path, subtree_renderer, picture(**self._drawn()))
 
 
 def node(
@@ -100,24 +106,44 @@ def node(
     subtree_renderer: Any,
     figure: Any = None,
 ) -> Any:
-    """Treescope's form of a result: what its repr says, a picture, and its parts by name."""
+    """Treescope's form of a result: a line about it and a picture, with its parts folded below."""
     from treescope import figures
     from treescope import rendering_parts as parts
 
-    entries = [] if figure is None else [figures.treescope_part_from_display_object(figure)]
+    entries = []
     for name, value in children.items():
         child_path = None if path is None else f"{path}.{name}"
         child = subtree_renderer(value, path=child_path)
         entries.append(parts.siblings_with_annotations(f"{name} = ", child, ","))
+    if figure is not None:
+        drawn = figures.treescope_part_from_display_object(figure)
+        inside = parts.fold_condition(
+            collapsed=parts.text("…"), expanded=parts.indented_children(entries)
+        )
+        folded = parts.build_custom_foldable_tree_node(
+            label=parts.text("parts "), contents=inside, expand_state=parts.ExpandState.COLLAPSED
+        ).renderable
+        entries = [drawn, folded]
+    name, _, rest = repr(owner).partition("(")
     return parts.build_foldable_tree_node_from_children(
         prefix=parts.siblings(parts.maybe_qualified_type_name(type(owner)), "("),
         children=entries,
         suffix=")",
         path=path,
         comma_separated=False,
-        first_line_annotation=parts.comment_color(parts.text(f"  # {owner!r}")),
+        first_line_annotation=parts.comment_color(parts.text(f"  # {rest.removesuffix(')')}")),
         expand_state=parts.ExpandState.EXPANDED,
     )
+
+
+def _plural(axis: str) -> str:
+    """
+    >>> _plural("head"), _plural("batch"), _plural("query"), _plural("to_head")
+    ('heads', 'rows', 'queries', 'to_heads')
+    """
+    if axis == "batch":
+        return "rows"
+    return f"{axis[:-1]}ies" if axis.endswith("ry") else f"{axis}s"
 
 
 def picture(
@@ -130,7 +156,8 @@ def picture(
 ) -> Any:
     """Treescope's heatmap: the last axis across, the one before it down, others beside each other.
 
-    Axes of size 1 are left out. Labels may hold any text.
+    Axes of size 1 are left out. Colours span all finite values, so that none is cut off. Labels,
+    which are shown for the cell under the pointer, may hold any text.
     """
     import treescope
 
@@ -140,18 +167,18 @@ def picture(
     shown = values.reshape([values.shape[i] for i in kept])
     last = shown.ndim - 1
     rows, columns = ([last - 1], [*range(last - 1), last]) if last else ([], [last])
-    cells = min(14, max(3, 900 // max(shown.shape[-1], 1)))
+    finite = jnp.where(jnp.isfinite(shown), jnp.abs(shown) if around_zero else shown, 0)
     return treescope.render_array(
         shown,
         rows=rows,
-        columns=list(itertools.chain(columns)),
+        columns=columns,
         truncate=shown.size > MOST_CELLS,
         around_zero=around_zero,
-        vmin=vmin,
-        vmax=vmax,
-        axis_labels={at: token_labels([f"{name}"])[0] for at, name in names.items()},
+        vmin=None if around_zero else (float(finite.min()) if vmin is None else vmin),
+        vmax=(float(finite.max()) or 1.0) if vmax is None else vmax,
+        axis_labels={at: token_labels([name])[0] for at, name in names.items()},
         axis_item_labels={
             at: token_labels(labels[name]) for at, name in names.items() if name in labels
         },
-        pixels_per_cell=cells,
+        pixels_per_cell=min(20, max(3, 900 // shown.shape[-1])),
     )

@@ -33,8 +33,8 @@ __all__ = ["AXES", "Patches", "Receiver", "Site", "patched_logits"]
 # What a sweep may go over beside layers, and the axes of a tensor that this chooses along.
 AXES = {"position": "T", "head": "NK", "key": "S", "neuron": "F"}
 
-# As many positions at once keep the matrix products busy; more only take more memory.
-POSITIONS_AT_ONCE = 4096
+# As many positions at once keep the matrix products busy and a CPU's caches from overflowing.
+POSITIONS_AT_ONCE = 1024
 
 
 class Site(NamedTuple):
@@ -254,7 +254,7 @@ def _pack(
     # Chunks of about equal numbers of bins, since the last one is padded to the size of the others.
     total = sum(int(lengths[row]) - at for site in sites for row, at in site.starts.items())
     chunks = -(-total // (capacity * at_once))
-    goal = min(at_once, -(-total // (capacity * chunks)) + 2)
+    goal = min(at_once, -(-total // (capacity * chunks)))
     planned: list[tuple[list[Site], list[_Bin]]] = [([], [])]
     for site in mixed:
         if not _fitted(planned[-1], site, lengths, capacity, goal):

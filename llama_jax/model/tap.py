@@ -32,6 +32,8 @@ __all__ = [
     "Taps",
     "TopK",
     "along",
+    "cells",
+    "real_positions",
     "treats_positions_alike",
 ]
 
@@ -109,7 +111,7 @@ class Mean:
 
     def __call__(self, x: Array, lengths: Int[Array, " B"]) -> Array:
         batch_and_positions = (0, self.axes.split().index("T"))
-        real = _real(self.axes, x, lengths)
+        real = real_positions(self.axes, x, lengths)
         total = jnp.sum(jnp.where(real, x, 0), batch_and_positions, wide(x.dtype), keepdims=True)
         mean = total / jnp.maximum(jnp.sum(real), 1)
         return jnp.where(self.where, mean.astype(x.dtype), x)
@@ -268,7 +270,9 @@ def along(axes: str, array: AnyArray, positions: Int[AnyArray, "B P"]) -> Array:
     return jnp.take_along_axis(array, positions.reshape(shape), axis=axis, mode="clip")
 
 
-def _real(axes: str, x: Array, lengths: Int[Array, " B"], along: str = "T") -> Bool[Array, ...]:
+def real_positions(
+    axes: str, x: Array, lengths: Int[Array, " B"], along: str = "T"
+) -> Bool[Array, ...]:
     """True at each row's first `lengths` positions, in a shape that goes with `x`."""
     axis = axes.split().index(along)
     shape = [1] * x.ndim
@@ -283,17 +287,17 @@ def _pooled(
 
     A cell of nothing but padding is 0, one of nothing but masked scores is -inf.
     """
-    kind, cells = reduce
-    real = _real(axes, x, queries)
+    kind, count = reduce
+    real = real_positions(axes, x, queries)
     if "S" in axes.split():
-        real = real & _real(axes, x, keys, along="S")
+        real = real & real_positions(axes, x, keys, along="S")
     real = jnp.broadcast_to(real, x.shape)
     seen = real & (x != -jnp.inf)
     over = [axis for axis, name in enumerate(axes.split()) if name in "TS"]
 
     def gather(array: Array, combine: Callable[..., Array]) -> Array:
         for axis in over:
-            array = _cells(array, axis, cells, combine)
+            array = cells(array, axis, count, combine)
         return array
 
     if kind == "max_pool":
@@ -305,13 +309,13 @@ def _pooled(
     return jnp.where(gather(real, jnp.any), pooled, 0).astype(x.dtype)
 
 
-def _cells(array: Array, axis: int, cells: int, combine: Callable[..., Array]) -> Array:
-    """`combine` over each of at most `cells` pieces of an axis, cut as `np.array_split` cuts."""
+def cells(array: Array, axis: int, most: int, combine: Callable[..., Array]) -> Array:
+    """`combine` over each of at most `most` pieces of an axis, cut as `np.array_split` cuts."""
     length = array.shape[axis]
-    cells = min(cells, length)
-    size, longer = divmod(length, cells)
+    most = min(most, length)
+    size, longer = divmod(length, most)
     parts, start = [], 0
-    for count, width in ((longer, size + 1), (cells - longer, size)):
+    for count, width in ((longer, size + 1), (most - longer, size)):
         if count:
             part = jax.lax.slice_in_dim(array, start, start + count * width, axis=axis)
             shape = (*array.shape[:axis], count, width, *array.shape[axis + 1 :])

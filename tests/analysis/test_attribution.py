@@ -41,7 +41,10 @@ def test_the_layers_sum_to_the_logit_at_every_position(run):
 def test_a_pair_is_a_difference_of_logits(run, pair):
     found = direct_logit_attribution(run, pair)
     assert found.axes == ("batch", "component") and found.values.shape == (2, 7)
-    expected = [run.logits[0, 6, 5] - run.logits[0, 6, 9], run.logits[1, 3, 5] - run.logits[1, 3, 9]]
+    expected = [
+        run.logits[0, 6, 5] - run.logits[0, 6, 9],
+        run.logits[1, 3, 5] - run.logits[1, 3, 9],
+    ]
     np.testing.assert_allclose(found.values.sum(-1), expected, atol=1e-4)
 
 
@@ -77,7 +80,7 @@ def test_each_row_may_ask_for_its_own_token(run):
 def test_the_scale_may_come_from_the_norm_the_last_stream_or_the_sum(run):
     llama = run.llama
     expected = direct_logit_attribution(run, 5).values
-    for capture in (("embed", "self_attn.out", "mlp.out"), ALL[:3] + (("resid_post", -1),)):
+    for capture in (("embed", "self_attn.out", "mlp.out"), (*ALL[:3], ("resid_post", -1))):
         found = direct_logit_attribution(llama.run(PROMPTS, capture, logits="last"), 5)
         np.testing.assert_allclose(found.values, expected, atol=1e-5)
 

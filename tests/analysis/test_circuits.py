@@ -118,8 +118,11 @@ def test_composition_is_the_norm_of_the_product(llama, kind, fold):
         *_, v, o = weights(llama, a, m)
         q2, k2, v2, o2 = weights(llama, b, n)
         if fold:
-            inner = np.float64(llama.model.layers[b].input_layernorm.weight[...])[:, None]
-            q2, k2, v2 = inner * q2, inner * k2, inner * v2
+            first, second = (
+                np.float64(llama.model.layers[i].input_layernorm.weight[...])[:, None]
+                for i in (a, b)
+            )
+            v, q2, k2, v2 = first * v, second * q2, second * k2, second * v2
         read = {"Q": q2 @ k2.T, "K": k2 @ q2.T, "V": v2 @ o2}[kind]
         write = v @ o
         expected = np.linalg.norm(write @ read) / np.linalg.norm(write) / np.linalg.norm(read)

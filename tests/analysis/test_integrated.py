@@ -97,7 +97,9 @@ def test_it_is_a_table_of_positions():
     table = found.to_dataframe()
     assert list(table.columns) == ["batch", "position", "position_token", "value"]
     assert table.position_token.tolist()[1:] == ["Once", " upon", " a"]
-    assert repr(found).startswith("IntegratedGradients(4 positions x 192 dimensions, layers.2.resid")
+    assert repr(found).startswith(
+        "IntegratedGradients(4 positions x 192 dimensions, layers.2.resid"
+    )
 
 
 def test_bad_input_is_refused_in_words(llama):

@@ -160,6 +160,22 @@ def test_a_small_budget_gives_the_same_numbers_in_more_pieces(llama, monkeypatch
     np.testing.assert_allclose(small.values, whole.values, atol=1e-5)
 
 
+def test_the_price_of_a_piece_is_an_upper_bound(llama, monkeypatch):
+    taken = []
+    step = sweep._step
+
+    def measured(*args):
+        memory = step.lower(*args).compile().memory_analysis()
+        taken.append((memory.temp_size_in_bytes + memory.output_size_in_bytes) / args[3].shape[0])
+        return step(*args)
+
+    monkeypatch.setattr(sweep, "_step", measured)
+    prompts = np.random.default_rng(0).integers(0, 96, (2, 1, 32))
+    patch_sweep(llama, *prompts, point=("pattern", 0), metric=METRIC, by="head")
+    price = sweep._bytes_of_a_bin(llama.config, llama.model.dtype, 32, 32)
+    assert price / 8 < max(taken) < price
+
+
 def test_a_budget_too_small_for_one_site_is_refused_before_it(llama):
     with pytest.raises(BudgetError, match="One patched pass over 2 rows of 9 tokens takes about"):
         patch_sweep(llama, CLEAN, OTHER, metric=METRIC, budget="60kB")
