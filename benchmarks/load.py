@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llama_jax.checkpoint import huggingface
+from llama_jax.checkpoint import huggingface, meta, orbax
 from llama_jax.config import LlamaConfig
 from llama_jax.model import Model, parameters
 
@@ -71,6 +71,9 @@ def _make(folder: str, gib: float) -> None:
         bits = draw.integers(0, 2**14, slot.get_value().shape, np.uint16)
         slot.set_value(jnp.asarray(bits.view(jnp.bfloat16)))
     huggingface.save(folder, model, max_shard_bytes=2**62)
+    orbax.save(pathlib.Path(folder, "orbax"), model)
+    if importlib.util.find_spec("torch"):
+        meta.save(pathlib.Path(folder, "meta"), model)
 
 
 Load = Callable[[], object]  # what is measured; its maker imports what it needs before
@@ -83,6 +86,25 @@ def _plain_read(folder: pathlib.Path, dtype: str) -> Load:
 def _ours(folder: pathlib.Path, dtype: str) -> Load:
     model = Model(LlamaConfig.from_huggingface(huggingface.read_config(folder)))
     return lambda: huggingface.load(folder, model, dtype, progress=False)
+
+
+def _ours_orbax(folder: pathlib.Path, dtype: str) -> Load:
+    import orbax.checkpoint
+
+    model = Model(LlamaConfig.from_huggingface(huggingface.read_config(folder)))
+    return lambda: orbax.load(folder / "orbax", model, dtype)
+
+
+def _ours_meta(folder: pathlib.Path, dtype: str) -> Load:
+    import torch._subclasses.fake_tensor  # noqa: F401
+
+    model = Model(LlamaConfig.from_huggingface(huggingface.read_config(folder)))
+
+    def load() -> None:
+        ranks = meta.inspect(folder / "meta")
+        meta.load(folder / "meta", model, ranks, dtype, progress=False)
+
+    return load
 
 
 def _orbax(folder: pathlib.Path, dtype: str) -> Load:
@@ -117,7 +139,14 @@ def _transformers(folder: pathlib.Path, dtype: str) -> Load:
     return load
 
 
-CONTESTANTS = {"plain read": _plain_read, "llama-jax": _ours, "Orbax v1, all at once": _orbax}
+CONTESTANTS = {
+    "plain read": _plain_read,
+    "llama-jax": _ours,
+    "llama-jax, Orbax": _ours_orbax,
+    "Orbax v1, all at once": _orbax,
+}
+if importlib.util.find_spec("torch"):
+    CONTESTANTS["llama-jax, Meta"] = _ours_meta
 if importlib.util.find_spec("transformers"):
     CONTESTANTS["transformers"] = _transformers
 

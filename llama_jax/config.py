@@ -128,6 +128,96 @@ class LlamaConfig:
             max_position_embeddings=_given(config, "max_position_embeddings", 2048),
         )
 
+    @classmethod
+    def from_meta(
+        cls,
+        params: dict[str, Any],
+        *,
+        tie_word_embeddings: bool | None = None,
+        rope_scaling_factor: float | None = None,
+    ) -> LlamaConfig:
+        """Reads the content of Meta's `params.json`.
+
+        The feed-forward size follows from `multiple_of` and `ffn_dim_multiplier`. The file does not
+        say two things. The factor of the rotary scaling is 32 for Llama 3.2's dimensions and else
+        8; whether the head is tied is likewise Llama 3.2's dimensions' to say, where the tensors
+        are not at hand. The arguments overrule both. Raises `ConfigError` for a setting that this
+        model does not honour.
+
+        >>> config = LlamaConfig.from_meta({"dim": 4096, "n_layers": 32, "n_heads": 32,
+        ...     "n_kv_heads": 8, "vocab_size": 128256, "ffn_dim_multiplier": 1.3,
+        ...     "multiple_of": 1024, "norm_eps": 1e-05, "rope_theta": 500000.0,
+        ...     "use_scaled_rope": True})
+        >>> config == LlamaConfig.preset("llama-3.1-8b")
+        True
+
+        Source: `llama_models/llama3/model.py` and `sku_list.py`.
+        """
+        for name, value in params.items():
+            if name not in _META and value is not None:
+                raise ConfigError(
+                    f"params.json has {name} = {value!r}, a setting that this model does not "
+                    "honour. If it does not change the forward pass, remove it."
+                )
+        missing = [n for n in ("dim", "n_layers", "n_heads", "vocab_size") if not params.get(n)]
+        if missing:
+            raise ConfigError(f"params.json lacks {', '.join(missing)}.")
+        dim, heads, layers = (params[name] for name in ("dim", "n_heads", "n_layers"))
+        for name in ("dim", "n_heads", "n_layers"):
+            _check_size(name, params[name])
+        if dim % heads:
+            raise ConfigError(f"dim ({dim}) is not a multiple of n_heads ({heads}).")
+        is_3_2 = (dim, layers) in _META_3_2 and bool(params.get("use_scaled_rope"))
+        scaling = None
+        if params.get("use_scaled_rope"):
+            scaling = RopeScaling(factor=rope_scaling_factor or (32.0 if is_3_2 else 8.0))
+        return cls(
+            vocab_size=params["vocab_size"],
+            hidden_size=dim,
+            intermediate_size=_meta_ffn(
+                dim, _given(params, "multiple_of", 256), params.get("ffn_dim_multiplier")
+            ),
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=_given(params, "n_kv_heads", heads),
+            head_dim=dim // heads,
+            rms_norm_eps=float(_given(params, "norm_eps", 1e-5)),
+            rope_theta=float(_given(params, "rope_theta", 500000.0)),
+            rope_scaling=scaling,
+            tie_word_embeddings=is_3_2 if tie_word_embeddings is None else tie_word_embeddings,
+            max_position_embeddings=8192 if scaling is None else 131072,
+        )
+
+    def to_meta(self) -> dict[str, Any]:
+        """The content of a `params.json` that `llama-models` reads.
+
+        Raises `ConfigError` for what it cannot say: another head size than dim / heads, or another
+        rotary scaling than that of Llama 3.1 and 3.2.
+        """
+        if self.head_dim * self.num_attention_heads != self.hidden_size:
+            raise ConfigError(
+                f"params.json cannot say head_dim {self.head_dim}: it is hidden_size / "
+                f"num_attention_heads, {self.hidden_size} / {self.num_attention_heads}."
+            )
+        params = {
+            "dim": self.hidden_size,
+            "n_layers": self.num_hidden_layers,
+            "n_heads": self.num_attention_heads,
+            "n_kv_heads": self.num_key_value_heads,
+            "vocab_size": self.vocab_size,
+            **_meta_ffn_rule(self.hidden_size, self.intermediate_size),
+            "norm_eps": self.rms_norm_eps,
+            "rope_theta": self.rope_theta,
+            "use_scaled_rope": self.rope_scaling is not None,
+        }
+        again = LlamaConfig.from_meta(params)
+        if again.rope_scaling != self.rope_scaling:
+            raise ConfigError(
+                f"params.json cannot say {self.rope_scaling}: readers of it take "
+                f"{again.rope_scaling} for these dimensions."
+            )
+        return params
+
     def to_huggingface(self) -> dict[str, Any]:
         """The content of a `config.json` that transformers 4.43 and later read."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
@@ -259,6 +349,30 @@ _IRRELEVANT = frozenset(
 _READ = frozenset((*_SIZES, "rms_norm_eps", "tie_word_embeddings"))
 _ROPE = frozenset(("rope_theta", "rope_scaling", "rope_parameters"))
 _ROPE_FIELDS = tuple(f.name for f in dataclasses.fields(RopeScaling))
+
+
+# What `params.json` may hold; the last line sizes Meta's own runtime.
+_META = frozenset(
+    {"dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "multiple_of"}
+    | {"ffn_dim_multiplier", "norm_eps", "rope_theta", "use_scaled_rope"}
+    | {"max_batch_size", "max_seq_len", "model_parallel_size"}
+)
+_META_3_2 = {(2048, 16), (3072, 28)}  # (dim, n_layers) of Llama 3.2 1B and 3B
+
+
+def _meta_ffn(dim: int, multiple_of: int, multiplier: float | None) -> int:
+    size = int(2 * (4 * dim) / 3)
+    size = size if multiplier is None else int(multiplier * size)
+    return multiple_of * -(-size // multiple_of)
+
+
+def _meta_ffn_rule(dim: int, size: int) -> dict[str, Any]:
+    """`multiple_of` and `ffn_dim_multiplier` that give this size: Meta's own, where they do."""
+    for multiplier in (1.3, 1.5, 1.2, 1.0):
+        for multiple_of in (1024, 4096, 256):
+            if _meta_ffn(dim, multiple_of, multiplier) == size:
+                return {"multiple_of": multiple_of, "ffn_dim_multiplier": multiplier}
+    return {"multiple_of": 1, "ffn_dim_multiplier": (size + 0.5) / int(2 * (4 * dim) / 3)}
 
 
 def _given(config: dict[str, Any], name: str, default: Any) -> Any:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
-import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +17,8 @@ from llama_jax import generate as writing
 from llama_jax import gradients as differentiating
 from llama_jax import run as running
 from llama_jax.capture import Captures, wanted
-from llama_jax.checkpoint import huggingface
+from llama_jax.checkpoint import hub, huggingface, meta, orbax
+from llama_jax.checkpoint.folder import existing
 from llama_jax.config import LlamaConfig
 from llama_jax.cria import WEIGHTS as CRIA
 from llama_jax.dtypes import as_dtype
@@ -74,23 +74,55 @@ class Llama:
         return self.model.config
 
     @classmethod
-    def from_pretrained(cls, path: str | os.PathLike[str], dtype: Any = None) -> Llama:
-        """Opens a Hugging Face checkpoint on disk, or `"cria"`, the small Llama that ships.
+    def from_pretrained(
+        cls,
+        path: str | os.PathLike[str],
+        dtype: Any = None,
+        config: LlamaConfig | None = None,
+        revision: str | None = None,
+    ) -> Llama:
+        """Opens a checkpoint on disk or from the hub, or `"cria"`, the small Llama that ships.
 
-        `path` is a folder with `config.json` and safetensors (one file, or shards with an index);
-        tokenizer and generation config are read where they lie beside. `dtype` casts the weights
-        as they are read; by default they stay as stored. Everything is checked before any weight
-        is read; raises `CheckpointError` (what is wrong with the files), `ConfigError` (what this
-        model does not do), `FileNotFoundError`, `MemoryError`. Never uses the network.
+        `path` is a folder in one of three formats, told by what is in it: Hugging Face's
+        (`config.json` and safetensors, one file or shards with an index), Meta's (`params.json` and
+        `consolidated.XX.pth` of any number of ranks; needs torch), or what `save` wrote with
+        `format="orbax"`. Tokenizer and generation config are read where they lie beside. `dtype`
+        casts the weights as they are read; by default they stay as stored. `config` overrules what
+        the files say, for what Meta's `params.json` cannot (`LlamaConfig.from_meta`).
+
+        A name such as `"meta-llama/Llama-3.2-1B"`, where no folder is called so, is a repository of
+        the Hugging Face hub: its config, safetensors and tokenizer are downloaded into the hub's
+        cache, at `revision`, with the access token in `HF_TOKEN`. Nothing else uses the network.
+
+        Everything is checked before any weight is read; raises `CheckpointError` (what is wrong
+        with the files), `ConfigError` (what this model does not do), `FileNotFoundError`,
+        `MemoryError`. Weights that are not finite are named in a warning.
         """
-        folder = CRIA if os.fspath(path) == "cria" else pathlib.Path(path).expanduser()
-        config = huggingface.read_config(folder)
-        model = Model(LlamaConfig.from_huggingface(config), jnp.float32)
+        if os.fspath(path) == "cria":
+            folder = CRIA
+        elif hub.is_hub_id(path):
+            folder = hub.download(os.fspath(path), revision)
+        else:
+            folder = existing(path)
         wanted = None if dtype is None else as_dtype(dtype)
-        huggingface.load(folder, model, wanted)
+        if meta.is_meta(folder):
+            ranks = meta.inspect(folder)
+            model = Model(config or meta.read_config(folder, ranks), jnp.float32)
+            meta.load(folder, model, ranks, wanted)
+        else:
+            read = LlamaConfig.from_huggingface(huggingface.read_config(folder))
+            model = Model(config or read, jnp.float32)
+            load = orbax.load if orbax.is_orbax(folder) else huggingface.load
+            load(folder, model, wanted)
         tokenizer = huggingface.read_tokenizer(folder)
-        name = os.fspath(path) if folder == CRIA else folder.resolve().name
-        return cls(model, tokenizer, huggingface.read_stop_tokens(folder), name)
+        stops = huggingface.read_stop_tokens(folder)
+        if not stops and tokenizer is not None and meta.is_meta(folder):
+            stops = tuple(
+                tokenizer.special[name] for name in meta.STOPS if name in tokenizer.special
+            )
+        named = folder == CRIA or hub.is_hub_id(path)
+        name = os.fspath(path) if named else folder.resolve().name
+        return cls(model, tokenizer, stops, name)
 
     @classmethod
     def random(
@@ -118,12 +150,25 @@ class Llama:
         config = LlamaConfig.preset(config) if isinstance(config, str) else config
         return cls(Model(config, as_dtype(dtype)), name=name)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes a Hugging Face checkpoint that transformers loads, replacing one that is there.
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        format: Literal["huggingface", "meta", "orbax"] = "huggingface",
+    ) -> None:
+        """Writes a checkpoint, replacing one that is there.
 
-        It is written beside and put in place whole: an error or an interrupt leaves the old one.
+        In Hugging Face's format, which transformers loads; in Meta's, one `consolidated.00.pth`
+        that `llama-models` loads (needs torch); or as Orbax writes arrays. It is written beside and
+        put in place whole: an error or an interrupt leaves the old one.
         """
-        huggingface.save(path, self.model, self.tokenizer, self.stop_tokens)
+        if format == "meta":
+            meta.save(path, self.model)
+        elif format == "orbax":
+            orbax.save(path, self.model, self.tokenizer, self.stop_tokens)
+        elif format == "huggingface":
+            huggingface.save(path, self.model, self.tokenizer, self.stop_tokens)
+        else:
+            raise ValueError(f"format is {format!r}; it must be 'huggingface', 'meta' or 'orbax'.")
 
     def tokens(self, text: str | Sequence[str], allow_special: bool = False) -> np.ndarray:
         """`[1, T]` int32 tokens with BOS; `[B, T]` for several texts of equal length in tokens.

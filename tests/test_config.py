@@ -160,3 +160,81 @@ def test_an_unknown_preset_lists_the_known_ones():
 def test_scaling_factors_are_checked():
     with pytest.raises(ConfigError, match="high_freq_factor"):
         RopeScaling(factor=8.0, low_freq_factor=4.0, high_freq_factor=1.0)
+
+
+META = {
+    "dim": 4096,
+    "n_layers": 32,
+    "n_heads": 32,
+    "n_kv_heads": 8,
+    "vocab_size": 128256,
+    "ffn_dim_multiplier": 1.3,
+    "multiple_of": 1024,
+    "norm_eps": 1e-05,
+    "rope_theta": 500000.0,
+}
+
+
+@pytest.mark.parametrize(
+    ("preset", "params"),
+    [
+        ("llama-3-8b", {}),
+        ("llama-3.1-8b", {"use_scaled_rope": True}),
+        ("llama-3-70b", {"dim": 8192, "n_layers": 80, "n_heads": 64, "multiple_of": 4096}),
+        (
+            "llama-3.1-405b",
+            {"dim": 16384, "n_layers": 126, "n_heads": 128, "ffn_dim_multiplier": 1.2}
+            | {"multiple_of": 4096, "use_scaled_rope": True},
+        ),
+        (
+            "llama-3.2-1b",
+            {"dim": 2048, "n_layers": 16, "ffn_dim_multiplier": 1.5, "multiple_of": 256}
+            | {"use_scaled_rope": True},
+        ),
+        (
+            "llama-3.2-3b",
+            {"dim": 3072, "n_layers": 28, "n_heads": 24, "ffn_dim_multiplier": 1.0}
+            | {"multiple_of": 256, "use_scaled_rope": True},
+        ),
+    ],
+)
+def test_params_json_of_every_size_is_its_preset_and_is_written_back(preset, params):
+    config = LlamaConfig.from_meta({**META, **params})
+    assert config == LlamaConfig.preset(preset)
+    assert LlamaConfig.from_meta(config.to_meta()) == config
+    ours, theirs = config.to_meta(), {**META, **params}
+    for name in theirs.keys() - {"multiple_of", "ffn_dim_multiplier"}:  # many give the same size
+        assert ours[name] == theirs[name]
+
+
+def test_what_params_json_cannot_say_an_argument_says():
+    params = {**META, "use_scaled_rope": True}
+    config = LlamaConfig.from_meta(params, rope_scaling_factor=32.0, tie_word_embeddings=True)
+    assert config.rope_scaling.factor == 32 and config.tie_word_embeddings
+
+
+@pytest.mark.parametrize("size", [7, 48, 1000, 14336, 14337])
+def test_any_feed_forward_size_can_be_written(size):
+    config = dataclasses.replace(LlamaConfig.preset("llama-3.1-8b"), intermediate_size=size)
+    assert LlamaConfig.from_meta(config.to_meta()).intermediate_size == size
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"quantization_args": {"scheme": "int4"}}, "params.json has quantization_args"),
+        ({"n_heads": 33}, r"dim \(4096\) is not a multiple of n_heads \(33\)"),
+        ({"dim": None}, r"params.json lacks dim\."),
+        ({"n_layers": "many"}, "n_layers is 'many'; it must be a positive integer"),
+        ({"n_kv_heads": 5}, "not a multiple of num_key_value_heads"),
+    ],
+)
+def test_a_params_json_that_is_not_honoured_is_refused(change, says):
+    with pytest.raises(ConfigError, match=says):
+        LlamaConfig.from_meta({**META, **change})
+
+
+def test_a_head_size_of_its_own_cannot_be_written_for_meta():
+    config = dataclasses.replace(LlamaConfig.preset("llama-3.1-8b"), head_dim=64)
+    with pytest.raises(ConfigError, match=r"params.json cannot say head_dim 64"):
+        config.to_meta()

@@ -1,5 +1,7 @@
-"""Checkpoints on disk. `huggingface.py` is the format; `tensors.py` reads one safetensors file into
-arrays; `folder.py` puts a whole folder in the place of another.
+"""Checkpoints on disk: a file a format (`huggingface.py`, `meta.py`, `orbax.py`), `hub.py` fetches.
+
+They share `tensors.py` (where a tensor lies, and reading it), `filling.py` (into a model, one at a
+time) and `folder.py` (what a folder holds, and replacing it whole).
 """
 
 from llama_jax.checkpoint.tensors import CheckpointError

@@ -7,9 +7,6 @@ that its array keeps, so that it takes the room of the weights and little more.
 
 from __future__ import annotations
 
-import fnmatch
-import json
-import math
 import os
 import pathlib
 import shutil
@@ -17,10 +14,18 @@ from collections.abc import Iterable
 from typing import Any
 
 import jax
-import tqdm.auto
 from safetensors.numpy import save_file
 
-from llama_jax.checkpoint.folder import replacing
+from llama_jax.checkpoint.filling import fill
+from llama_jax.checkpoint.folder import (
+    check_replaceable,
+    contents,
+    existing,
+    in_words,
+    read_json,
+    replacing,
+    write_json,
+)
 from llama_jax.checkpoint.tensors import (
     DTYPES,
     CheckpointError,
@@ -28,15 +33,20 @@ from llama_jax.checkpoint.tensors import (
     equal,
     listed,
     on_host,
-    read,
     read_header,
 )
-from llama_jax.dtypes import as_dtype
-from llama_jax.memory import check_fits
 from llama_jax.model import Model, parameters
 from llama_jax.text import Tokenizer
 
-__all__ = ["inspect", "load", "read_config", "read_stop_tokens", "read_tokenizer", "save"]
+__all__ = [
+    "inspect",
+    "load",
+    "read_config",
+    "read_stop_tokens",
+    "read_tokenizer",
+    "save",
+    "write_configs",
+]
 
 Path = str | os.PathLike[str]
 
@@ -45,26 +55,29 @@ _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 def read_config(directory: Path) -> dict[str, Any]:
     """The content of `config.json`. Raises `FileNotFoundError`, `CheckpointError`."""
-    directory = _existing(directory)
+    directory = existing(directory)
     if not (directory / "config.json").is_file():
         raise CheckpointError(
             f"{directory} has no config.json. A checkpoint is a folder with config.json and "
-            f"{_WEIGHTS} (or shards and {_INDEX}); this one has {_contents(directory)}."
+            f"{_WEIGHTS} (or shards and {_INDEX}); this one has {contents(directory)}."
         )
-    return _read_json(directory / "config.json")
+    return read_json(directory / "config.json")
 
 
 def read_tokenizer(directory: Path) -> Tokenizer | None:
-    """The tokenizer of a checkpoint, or None where it has no `tokenizer.json`."""
-    file = _existing(directory) / "tokenizer.json"
-    return Tokenizer.from_file(file) if file.is_file() else None
+    """The tokenizer of a checkpoint: `tokenizer.json`, else `tokenizer.model`, else None."""
+    for name in ("tokenizer.json", "tokenizer.model"):
+        file = existing(directory) / name
+        if file.is_file():
+            return Tokenizer.from_file(file)
+    return None
 
 
 def read_stop_tokens(directory: Path) -> tuple[int, ...]:
     """The end tokens: `eos_token_id` of `generation_config.json`, else of `config.json`."""
     for name in ("generation_config.json", "config.json"):
-        file = _existing(directory) / name
-        ids = _read_json(file).get("eos_token_id") if file.is_file() else None
+        file = existing(directory) / name
+        ids = read_json(file).get("eos_token_id") if file.is_file() else None
         if ids is not None:
             return tuple(ids) if isinstance(ids, list) else (ids,)
     return ()
@@ -76,13 +89,13 @@ def inspect(directory: Path) -> dict[str, TensorInfo]:
     Raises `CheckpointError` for a file that is missing, cut off or not safetensors, and for files
     that contradict each other; `FileNotFoundError` where there is no such folder.
     """
-    directory = _existing(directory)
+    directory = existing(directory)
     tensors: dict[str, TensorInfo] = {}
     for file, indexed in _files(directory).items():
         here, _ = read_header(directory / file)
         absent = sorted(indexed - set(here))
         if absent:
-            raise CheckpointError(f"{directory / file}: {_INDEX} says it has {_list(absent)}.")
+            raise CheckpointError(f"{directory / file}: {_INDEX} says it has {in_words(absent)}.")
         for full_name, info in here.items():
             name = full_name.removeprefix("model.")
             if name in tensors:
@@ -105,20 +118,7 @@ def load(directory: Path, model: Model, dtype: Any = None, progress: bool = True
     tensors = inspect(directory)
     slots = parameters(model)
     _check(directory, tensors, {name: slot.get_value().shape for name, slot in slots.items()})
-
-    order = sorted(slots, key=lambda name: (tensors[name].file, tensors[name].offset))
-    if dtype is None:
-        dtypes = {n: jax.dtypes.canonicalize_dtype(DTYPES[tensors[n].dtype]) for n in order}
-    else:
-        dtypes = dict.fromkeys(order, as_dtype(dtype))
-    size = sum(math.prod(tensors[name].shape) * dtypes[name].itemsize for name in order)
-    check_fits(size, str(directory))
-    quiet = not progress or size < 200e6
-    with tqdm.auto.tqdm(desc="Loading", total=size, unit="B", unit_scale=1, disable=quiet) as bar:
-        for name in order:
-            array = jax.device_put(read(tensors[name], dtypes[name]))
-            slots[name].set_value(array.block_until_ready())  # one tensor at a time on its way
-            bar.update(array.nbytes)
+    fill(slots, tensors, dtype, directory, progress)
 
 
 def save(
@@ -135,14 +135,14 @@ def save(
     than touch a folder that is no checkpoint.
     """
     directory = pathlib.Path(directory).expanduser().resolve()
-    _check_replaceable(directory)
+    check_replaceable(directory)
     weights = {name: slot.get_value() for name, slot in parameters(model).items()}
     if not all(isinstance(weight, jax.Array) for weight in weights.values()):
         raise CheckpointError(
             f"The model is abstract: there are no weights to save in {directory}."
         )
-    with replacing(directory, _is_ours) as new:
-        _write_configs(new, model, tokenizer, list(stop_tokens))
+    with replacing(directory) as new:
+        write_configs(new, model, tokenizer, list(stop_tokens))
         _write_weights(new, weights, max_shard_bytes)
 
 
@@ -155,9 +155,9 @@ def _files(directory: pathlib.Path) -> dict[str, set[str]]:
         return {_WEIGHTS: set()}
     if not (directory / _INDEX).is_file():
         raise CheckpointError(
-            f"{directory} has neither {_WEIGHTS} nor {_INDEX}; it has {_contents(directory)}."
+            f"{directory} has neither {_WEIGHTS} nor {_INDEX}; it has {contents(directory)}."
         )
-    weight_map = _read_json(directory / _INDEX).get("weight_map")
+    weight_map = read_json(directory / _INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{directory / _INDEX} has no weight_map.")
     files: dict[str, set[str]] = {}
@@ -169,7 +169,7 @@ def _files(directory: pathlib.Path) -> dict[str, set[str]]:
     if missing:
         raise CheckpointError(
             f"{directory} lacks {len(missing)} of the {len(files)} files that {_INDEX} names: "
-            f"{_list(missing)}. Was all of it downloaded?"
+            f"{in_words(missing)}. Was all of it downloaded?"
         )
     return files
 
@@ -226,36 +226,10 @@ def _hint(missing: list[str], misshapen: list[str]) -> str:
 # Writing
 
 
-def _check_replaceable(directory: pathlib.Path) -> None:
-    if not directory.exists():
-        return
-    if not directory.is_dir():
-        raise CheckpointError(f"{directory} is a file. A checkpoint is a folder.")
-    if any(directory.iterdir()) and not (directory / "config.json").is_file():
-        raise CheckpointError(
-            f"{directory} has no config.json, so it is no checkpoint to replace; it has "
-            f"{_contents(directory)}. Save to a new folder."
-        )
-
-
-def _is_ours(name: str) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in _OURS)
-
-
-_OURS = (
-    "config.json",
-    "generation_config.json",
-    "model*.safetensors",
-    "model.safetensors.index.json",
-    "special_tokens_map.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-)
-
-
-def _write_configs(
+def write_configs(
     directory: pathlib.Path, model: Model, tokenizer: Tokenizer | None, stop_tokens: list[int]
 ) -> None:
+    """Writes all but the weights: config, generation config, tokenizer."""
     tokens: dict[str, Any] = {}
     if tokenizer is not None:
         tokenizer.save(directory)
@@ -263,9 +237,9 @@ def _write_configs(
     if stop_tokens:
         tokens["eos_token_id"] = stop_tokens
     config = {**model.config.to_huggingface(), **tokens, "torch_dtype": model.dtype.name}
-    _write_json(directory / "config.json", config)
+    write_json(directory / "config.json", config)
     if tokens:
-        _write_json(directory / "generation_config.json", tokens)
+        write_json(directory / "generation_config.json", tokens)
 
 
 def _write_weights(
@@ -283,7 +257,7 @@ def _write_weights(
     if len(shards) > 1:
         total = sum(weight.nbytes for weight in weights.values())
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        _write_json(directory / _INDEX, index)
+        write_json(directory / _INDEX, index)
 
 
 def _shards(weights: dict[str, jax.Array], max_bytes: int) -> list[list[str]]:
@@ -300,40 +274,3 @@ def _shards(weights: dict[str, jax.Array], max_bytes: int) -> list[list[str]]:
 
 def _full_name(name: str) -> str:
     return name if name == "lm_head.weight" else f"model.{name}"
-
-
-# Both
-
-
-def _existing(directory: Path) -> pathlib.Path:
-    directory = pathlib.Path(directory).expanduser()
-    if not directory.exists():
-        raise FileNotFoundError(
-            f"There is no {directory} on this machine. A checkpoint is a folder with config.json "
-            "and safetensors; the model that ships is called 'cria'."
-        )
-    if not directory.is_dir():
-        raise CheckpointError(f"{directory} is a file. A checkpoint is a folder: give that.")
-    return directory
-
-
-def _read_json(file: pathlib.Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text("utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{file} is not JSON: {error}.") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{file} holds a {type(content).__name__}, not settings by name.")
-    return content
-
-
-def _write_json(file: pathlib.Path, content: dict[str, Any]) -> None:
-    file.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
-
-
-def _contents(directory: pathlib.Path) -> str:
-    return _list(sorted(entry.name for entry in directory.iterdir())) or "nothing"
-
-
-def _list(names: list[str]) -> str:
-    return ", ".join(listed(names))

@@ -22,11 +22,13 @@ __all__ = [
     "DTYPES",
     "CheckpointError",
     "TensorInfo",
+    "aligned",
     "equal",
     "listed",
     "on_host",
     "read",
     "read_header",
+    "read_into",
 ]
 
 #: What is read, by the format's names.
@@ -51,6 +53,11 @@ class TensorInfo:
     nbytes: int
     shape: tuple[int, ...]
     dtype: str
+
+    @property
+    def place(self) -> tuple[pathlib.Path, int]:
+        """Where reading begins: in this order files are read from front to back."""
+        return self.file, self.offset
 
 
 def read_header(file: pathlib.Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
@@ -84,13 +91,19 @@ def read_header(file: pathlib.Path) -> tuple[dict[str, TensorInfo], dict[str, st
 
 
 def read(info: TensorInfo, dtype: np.dtype) -> np.ndarray:
-    """The tensor as `dtype`, cast a few megabytes at a time, in memory that JAX takes over."""
+    """The tensor as `dtype`, in memory that JAX takes over."""
+    array = aligned(info.shape, dtype)
+    read_into(info, array)
+    return array
+
+
+def read_into(info: TensorInfo, array: np.ndarray) -> None:
+    """Reads the tensor into an array in one piece, cast a few megabytes at a time."""
     stored = DTYPES[info.dtype]
-    array = _aligned(info.shape, dtype)
     flat = array.reshape(-1)
     with open(info.file, "rb", buffering=0) as file:
         file.seek(info.offset)
-        if stored == dtype:
+        if stored == array.dtype:
             _fill(file, flat)
         else:
             chunk = np.empty(_CHUNK // stored.itemsize, stored)
@@ -98,7 +111,6 @@ def read(info: TensorInfo, dtype: np.dtype) -> np.ndarray:
                 part = chunk[: flat.size - start]
                 _fill(file, part)
                 flat[start : start + part.size] = part
-    return array
 
 
 def equal(a: TensorInfo, b: TensorInfo) -> bool:
@@ -129,7 +141,7 @@ def on_host(array: jax.Array | np.ndarray) -> np.ndarray:
 _CHUNK = 4 * 2**20  # bytes that fit into a cache, so that a cast finds there what was just read
 
 
-def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """Uninitialized memory that starts where XLA wants it to; JAX copies any other."""
     nbytes = math.prod(shape) * dtype.itemsize
     memory = np.empty(nbytes + 64, np.uint8)

@@ -1,0 +1,95 @@
+"""Weights from files into a model: one tensor at a time, with a bar, and a look at each."""
+
+from __future__ import annotations
+
+import math
+import os
+import pathlib
+import warnings
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tqdm.auto
+from flax import nnx
+from jaxtyping import Array, Bool
+
+from llama_jax.checkpoint.folder import in_words
+from llama_jax.checkpoint.tensors import DTYPES, TensorInfo, read
+from llama_jax.dtypes import as_dtype
+from llama_jax.memory import check_fits
+
+__all__ = ["Source", "check_finite", "fill"]
+
+
+class Source(Protocol):
+    """A tensor in files, in whatever pieces; `dtype` is safetensors' name of what is stored."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def place(self) -> tuple[pathlib.Path, int]: ...
+
+    def read(self, dtype: np.dtype) -> np.ndarray:
+        """The whole tensor as `dtype`, in memory that JAX takes over."""
+        ...
+
+
+def fill(
+    slots: Mapping[str, nnx.Param],
+    sources: Mapping[str, Source | TensorInfo],
+    dtype: Any,
+    directory: str | os.PathLike[str],
+    progress: bool = True,
+) -> None:
+    """Puts each source's weights into the slot of its name, as stored or cast to `dtype`.
+
+    Raises `MemoryError` before anything is read where there is no room. float64 becomes float32
+    unless JAX has 64 bits switched on. Weights with NaN or infinity are named in a warning.
+    """
+    order = sorted(slots, key=lambda name: sources[name].place)
+    if dtype is None:
+        dtypes = {n: jax.dtypes.canonicalize_dtype(DTYPES[sources[n].dtype]) for n in order}
+    else:
+        dtypes = dict.fromkeys(order, as_dtype(dtype))
+    size = sum(math.prod(sources[name].shape) * dtypes[name].itemsize for name in order)
+    check_fits(size, str(directory))
+    quiet = not progress or size < 200e6
+    finite: dict[str, Bool[Array, ""]] = {}
+    with tqdm.auto.tqdm(desc="Loading", total=size, unit="B", unit_scale=1, disable=quiet) as bar:
+        for name in order:
+            source = sources[name]
+            host = (
+                read(source, dtypes[name])
+                if isinstance(source, TensorInfo)
+                else source.read(dtypes[name])
+            )
+            array = jax.device_put(host).block_until_ready()  # one tensor at a time on its way
+            slots[name].set_value(array)
+            finite[name] = _finite(array)  # while the next one is read
+            bar.update(array.nbytes)
+    _warn(finite, directory)
+
+
+def check_finite(arrays: Mapping[str, Array], directory: str | os.PathLike[str]) -> None:
+    """Warns, with their names, of arrays with NaN or infinity."""
+    _warn({name: _finite(array) for name, array in arrays.items()}, directory)
+
+
+def _warn(finite: Mapping[str, Bool[Array, ""]], directory: str | os.PathLike[str]) -> None:
+    broken = [name for name in finite if not finite[name]]
+    if broken:
+        warnings.warn(
+            f"{directory}: NaN or infinity in {len(broken)} of {len(finite)} weights, "
+            f"{in_words(broken)}. llama_jax.analysis.weight_statistics counts them.",
+            stacklevel=4,
+        )
+
+
+@jax.jit
+def _finite(array: Array) -> Bool[Array, ""]:
+    return jnp.all(jnp.isfinite(array))

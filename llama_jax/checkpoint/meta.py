@@ -1,0 +1,362 @@
+"""Meta's own checkpoints: `params.json` and `consolidated.XX.pth`, one file a model-parallel rank.
+
+Each file holds its rank's share of every tensor, as a torch pickle. Torch says from the pickle
+where the tensors lie, running none of its code (`weights_only`) and reading no weight; the bytes
+are then read as those of any other format. Rows of queries and keys are in another order than
+Hugging Face's: Meta rotates neighbouring pairs, Hugging Face's layout rotates halves.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+import pickle
+import zipfile
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from llama_jax.checkpoint.filling import fill
+from llama_jax.checkpoint.folder import (
+    check_replaceable,
+    contents,
+    existing,
+    in_words,
+    read_json,
+    replacing,
+    write_json,
+)
+from llama_jax.checkpoint.tensors import (
+    DTYPES,
+    CheckpointError,
+    TensorInfo,
+    aligned,
+    equal,
+    listed,
+    on_host,
+    read,
+    read_into,
+)
+from llama_jax.config import LlamaConfig
+from llama_jax.model import Model, parameters
+
+__all__ = ["inspect", "is_meta", "load", "read_config", "save"]
+
+Path = str | os.PathLike[str]
+# Where Llama 3.1 and later stop; `params.json` does not say it.
+STOPS = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")
+Rank = dict[str, TensorInfo]
+
+
+def is_meta(directory: pathlib.Path) -> bool:
+    """Whether a folder holds Meta's format: `params.json`, and no `config.json` beside it."""
+    return (directory / "params.json").is_file() and not (directory / "config.json").is_file()
+
+
+def inspect(directory: Path) -> list[Rank]:
+    """What each rank's file holds, by Meta's names; no weight is read.
+
+    Raises `CheckpointError` for files that are missing, cut off, would run code, or are in torch's
+    format of before 2020; `ImportError` without torch.
+    """
+    directory = existing(directory)
+    files = sorted(directory.glob("consolidated*.pth"))
+    if not files:
+        raise CheckpointError(
+            f"{directory} has params.json and no consolidated.00.pth; it has {contents(directory)}."
+        )
+    numbers = [file.name.split(".")[1] for file in files]
+    if numbers not in ([f"{rank:02}" for rank in range(len(files))], ["pth"]):
+        raise CheckpointError(
+            f"{directory} has {in_words([file.name for file in files])}: ranks are numbered from "
+            "00 on, and one is missing. Was all of it downloaded?"
+        )
+    ranks = [_header(file) for file in files]
+    for file, rank in zip(files, ranks, strict=True):
+        apart = sorted(set(rank) ^ set(ranks[0]))
+        if apart:
+            raise CheckpointError(
+                f"{file.name} and {files[0].name} do not hold the same tensors: {in_words(apart)} "
+                "is in one only. Are two checkpoints mixed?"
+            )
+    return ranks
+
+
+def read_config(directory: Path, ranks: Sequence[Rank]) -> LlamaConfig:
+    """The config, from `params.json` and what only the tensors tell.
+
+    The head is tied where it holds the embedding's bytes or is not there. Key/value heads that
+    neighbouring ranks hold twice (405B on 16 ranks) count once.
+    """
+    directory = existing(directory)
+    params = read_json(directory / "params.json")
+    parts = [
+        [rank[name] for rank in ranks]
+        for name in ("tok_embeddings.weight", "output.weight")
+        if name in ranks[0]
+    ]
+    tied = len(parts) == 1 or all(equal(*pair) for pair in zip(*parts, strict=True))
+    if params.get("vocab_size", -1) == -1 and parts:
+        params["vocab_size"] = sum(part.shape[0] for part in parts[0])
+    config = LlamaConfig.from_meta(params, tie_word_embeddings=tied)
+    copies = _copies(ranks)
+    if copies > 1:
+        heads = _key_rows(ranks) // config.head_dim // copies
+        config = dataclasses.replace(config, num_key_value_heads=heads)
+    return config
+
+
+def load(
+    directory: Path,
+    model: Model,
+    ranks: Sequence[Rank],
+    dtype: Any = None,
+    progress: bool = True,
+) -> None:
+    """Fills `model` with the weights of `inspect`'s ranks, as stored or cast to `dtype`.
+
+    As `huggingface.load`: all is checked before any weight is read.
+    """
+    slots, config = parameters(model), model.config
+    copies = _copies(ranks)
+    if _key_rows(ranks) // copies != config.num_key_value_heads * config.head_dim:
+        copies = 1
+    heads = {"wq": config.num_attention_heads, "wk": config.num_key_value_heads}
+    sources: dict[str, _Parts] = {}
+    problems = []
+    for name, slot in slots.items():
+        shape, theirs = slot.get_value().shape, _their_name(name)
+        if theirs not in ranks[0]:
+            problems.append(f"{theirs}: not in the files, params.json says {list(shape)}")
+            continue
+        parts = [rank[theirs] for rank in ranks]
+        if name.endswith(("k_proj.weight", "v_proj.weight")):
+            parts = parts[::copies]
+        source = _Parts(tuple(parts), _axis(theirs), heads.get(theirs.split(".")[-2]))
+        if source.shape != shape:
+            problems.append(f"{theirs}: files have {list(source.shape)}, config says {list(shape)}")
+        elif source.dtype not in DTYPES:
+            problems.append(
+                f"{theirs}: files have {source.dtype}, what is read is {', '.join(DTYPES)}"
+            )
+        sources[name] = source
+    known = {_their_name(name) for name in slots} | {"output.weight", "rope.freqs"}
+    problems += [
+        f"{name}: files have {list(ranks[0][name].shape)}, a Llama 3 has no such tensor"
+        for name in ranks[0]
+        if name not in known
+    ]
+    if problems:
+        lines = "".join(f"\n  {line}" for line in listed(problems))
+        raise CheckpointError(
+            f"{directory}: files and params.json do not fit.{lines}\n"
+            "Do params.json and these files belong together?"
+        )
+    fill(slots, sources, dtype, directory, progress)
+
+
+def save(directory: Path, model: Model, files: dict[str, bytes] | None = None) -> None:
+    """Writes `params.json` and one `consolidated.00.pth` that `llama-models` loads.
+
+    A tied head is written out, since Meta's reference ties none. `files` are written beside. As
+    with `huggingface.save`, an error leaves what was there. Raises `ImportError` without torch.
+    """
+    torch = _torch()
+    directory = pathlib.Path(directory).expanduser().resolve()
+    check_replaceable(directory)
+    config = model.config
+    weights = {name: slot.get_value() for name, slot in parameters(model).items()}
+    if not all(isinstance(weight, jax.Array) for weight in weights.values()):
+        raise CheckpointError(
+            f"The model is abstract: there are no weights to save in {directory}."
+        )
+    params = config.to_meta()
+    held = {}
+    for name, weight in weights.items():
+        array = on_host(weight)
+        if name.endswith(("q_proj.weight", "k_proj.weight")):
+            array = _neighbours(array, array.shape[0] // config.head_dim)
+        held[_their_name(name)] = _as_torch(torch, array)
+    held.setdefault("output.weight", held["tok_embeddings.weight"].clone())
+    with replacing(directory) as new:
+        write_json(new / "params.json", params)
+        for name, content in (files or {}).items():
+            (new / name).write_bytes(content)
+        torch.save(held, new / "consolidated.00.pth")
+
+
+_KEYS = "layers.0.attention.wk.weight"
+_NAMES = {
+    "embed_tokens": "tok_embeddings",
+    "lm_head": "output",
+    "self_attn.q_proj": "attention.wq",
+    "self_attn.k_proj": "attention.wk",
+    "self_attn.v_proj": "attention.wv",
+    "self_attn.o_proj": "attention.wo",
+    "mlp.gate_proj": "feed_forward.w1",
+    "mlp.down_proj": "feed_forward.w2",
+    "mlp.up_proj": "feed_forward.w3",
+    "input_layernorm": "attention_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
+
+
+def _their_name(name: str) -> str:
+    """
+    >>> _their_name("layers.3.self_attn.q_proj.weight"), _their_name("norm.weight")
+    ('layers.3.attention.wq.weight', 'norm.weight')
+    """
+    for ours, theirs in _NAMES.items():
+        if f".{name}".endswith(f".{ours}.weight"):
+            return f"{name.removesuffix(f'{ours}.weight')}{theirs}.weight"
+    return name
+
+
+def _axis(theirs: str) -> int | None:
+    """Along which axis the ranks share a tensor out; None where each holds all of it."""
+    if theirs.endswith("norm.weight"):
+        return None
+    return 1 if theirs.endswith(("attention.wo.weight", "feed_forward.w2.weight")) else 0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Parts:
+    """A tensor in the files of all ranks; of `turned` heads the rows are in Meta's order."""
+
+    parts: tuple[TensorInfo, ...]
+    axis: int | None
+    turned: int | None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        first = self.parts[0].shape
+        if self.axis is None:
+            return first
+        total = sum(part.shape[self.axis] for part in self.parts)
+        return tuple(total if a == self.axis else size for a, size in enumerate(first))
+
+    @property
+    def dtype(self) -> str:
+        return self.parts[0].dtype
+
+    @property
+    def place(self) -> tuple[pathlib.Path, int]:
+        return self.parts[0].place
+
+    def read(self, dtype: np.dtype) -> np.ndarray:
+        if self.axis is None:
+            return read(self.parts[0], dtype)
+        array, start = aligned(self.shape, dtype), 0
+        for part in self.parts:
+            stop = start + part.shape[self.axis]
+            if self.axis == 0 and self.turned is None:
+                read_into(part, array[start:stop])
+            elif self.axis == 0:
+                assert self.turned is not None
+                heads = self.turned * part.shape[0] // self.shape[0]
+                _halves(read(part, DTYPES[part.dtype]), heads, array[start:stop])
+            else:
+                array[:, start:stop] = read(part, DTYPES[part.dtype])
+            start = stop
+        return array
+
+
+def _halves(rows: np.ndarray, heads: int, out: np.ndarray) -> None:
+    """From neighbouring pairs of rows, as Meta rotates them, to halves of each head."""
+    size = rows.shape[0] // heads
+    pairs = rows.reshape(heads, size // 2, 2, -1)
+    out.reshape(heads, 2, size // 2, -1)[...] = pairs.swapaxes(1, 2)
+
+
+def _neighbours(rows: np.ndarray, heads: int) -> np.ndarray:
+    """From halves to neighbouring pairs."""
+    size = rows.shape[0] // heads
+    halves = rows.reshape(heads, 2, size // 2, -1)
+    return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(rows.shape)
+
+
+def _key_rows(ranks: Sequence[Rank]) -> int:
+    return sum(rank[_KEYS].shape[0] for rank in ranks if _KEYS in rank)
+
+
+def _copies(ranks: Sequence[Rank]) -> int:
+    """How many neighbouring ranks hold the same key/value heads."""
+    if any(_KEYS not in rank for rank in ranks):
+        return 1
+    for copies in range(len(ranks), 1, -1):
+        if len(ranks) % copies == 0 and all(
+            equal(ranks[i - i % copies][_KEYS], ranks[i][_KEYS]) for i in range(len(ranks))
+        ):
+            return copies
+    return 1
+
+
+def _header(file: pathlib.Path) -> Rank:
+    torch = _torch()
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    size = f"{file} ({file.stat().st_size:,} bytes)"
+    if not zipfile.is_zipfile(file):
+        raise CheckpointError(
+            f"{size} is not a whole torch file, which is a zip archive: nothing of it was opened. "
+            "Is it a download that broke off, a Git LFS pointer, or of before 2020?"
+        )
+    try:
+        # Tensors that have shapes and know their place in the file, and no memory.
+        with FakeTensorMode():
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).split("\n")
+        found = next((line for line in reason if "GLOBAL" in line or "Unsupported" in line), "")
+        raise CheckpointError(
+            f"{size} holds more than tensors, and would run code if it were opened as it asks: "
+            f"nothing of it was. {found.strip()}".strip()
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{size} is not a whole torch file: {str(error).splitlines()[0]}"
+        ) from None
+    if not isinstance(content, dict) or not all(map(torch.is_tensor, content.values())):
+        raise CheckpointError(f"{size} holds no tensors by name.")
+    dtypes = {
+        torch.bfloat16: "BF16",
+        torch.float16: "F16",
+        torch.float32: "F32",
+        torch.float64: "F64",
+    }
+    tensors = {}
+    for name, tensor in content.items():
+        start = getattr(tensor.untyped_storage(), "_checkpoint_offset", None)
+        if start is None or not tensor.is_contiguous():
+            raise CheckpointError(
+                f"{size}: {name} does not lie in the file in one piece. Open it with torch and "
+                "save it again."
+            )
+        tensors[name] = TensorInfo(
+            file,
+            start + tensor.storage_offset() * tensor.element_size(),
+            tensor.numel() * tensor.element_size(),
+            tuple(tensor.shape),
+            dtypes.get(tensor.dtype, str(tensor.dtype)),
+        )
+    return tensors
+
+
+def _as_torch(torch: Any, array: np.ndarray) -> Any:
+    if array.dtype == DTYPES["BF16"]:
+        return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
+    return torch.from_numpy(np.array(array))
+
+
+def _torch() -> Any:
+    try:
+        import torch
+    except ImportError:
+        raise ImportError(
+            "Meta's consolidated.*.pth files are read and written by torch: pip install "
+            "'llama-jax[meta]', or torch alone."
+        ) from None
+    return torch

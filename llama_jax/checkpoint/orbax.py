@@ -1,0 +1,121 @@
+"""Orbax checkpoints: a Hugging Face folder with its weights in `weights.orbax/`, array by array.
+
+Orbax writes and reads each array in pieces, so that processes and devices take their own; what it
+restores lies where it was asked to lie.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from typing import Any
+
+import jax
+
+from llama_jax.checkpoint import huggingface
+from llama_jax.checkpoint.filling import check_finite
+from llama_jax.checkpoint.folder import check_replaceable, existing, in_words, replacing
+from llama_jax.checkpoint.tensors import CheckpointError, listed
+from llama_jax.dtypes import as_dtype
+from llama_jax.memory import check_fits
+from llama_jax.model import Model, parameters
+from llama_jax.text import Tokenizer
+
+__all__ = ["is_orbax", "load", "save"]
+
+Path = str | os.PathLike[str]
+WEIGHTS = "weights.orbax"
+
+
+def is_orbax(directory: pathlib.Path) -> bool:
+    """Whether a folder's weights were written by `save`."""
+    return (directory / WEIGHTS).is_dir()
+
+
+def load(directory: Path, model: Model, dtype: Any = None, shardings: Any = None) -> None:
+    """Fills `model` with the weights of a checkpoint, as stored or cast to `dtype`.
+
+    `shardings` maps names of parameters to where they are to lie; the default device for others.
+    All names and shapes are checked before any weight is read. Raises `CheckpointError`,
+    `MemoryError`.
+    """
+    import orbax.checkpoint as ocp  # takes a second to import: only who reads should pay
+
+    directory = existing(directory)
+    slots = parameters(model)
+    with _checkpointer(ocp) as checkpointer:
+        try:
+            stored = checkpointer.metadata(directory / WEIGHTS).item_metadata.tree
+        except Exception as error:  # of many kinds, from several libraries
+            raise CheckpointError(
+                f"{directory / WEIGHTS} is not a whole Orbax checkpoint: {_said(error)}."
+            ) from None
+        wanted = {name: slot.get_value() for name, slot in slots.items()}
+        problems = [
+            f"{name}: stored as {list(stored[name].shape) if name in stored else 'nothing'}, "
+            f"config says {list(wanted[name].shape) if name in wanted else 'no such tensor'}"
+            for name in sorted(stored.keys() | wanted.keys())
+            if name not in stored
+            or name not in wanted
+            or tuple(stored[name].shape) != wanted[name].shape
+        ]
+        if problems:
+            lines = "".join(f"\n  {line}" for line in listed(problems))
+            raise CheckpointError(f"{directory}: weights and config.json do not fit.{lines}")
+        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        abstract = {}
+        for name, shape in wanted.items():
+            kind = jax.dtypes.canonicalize_dtype(stored[name].dtype)
+            place = (shardings or {}).get(name, here)
+            kind = kind if dtype is None else as_dtype(dtype)
+            abstract[name] = jax.ShapeDtypeStruct(shape.shape, kind, sharding=place)
+        check_fits(sum(x.size * x.dtype.itemsize for x in abstract.values()), str(directory))
+        arguments = ocp.checkpoint_utils.construct_restore_args(abstract)
+        try:
+            arrays = checkpointer.restore(
+                directory / WEIGHTS,
+                args=ocp.args.PyTreeRestore(item=abstract, restore_args=arguments),
+            )
+        except Exception as error:
+            raise CheckpointError(
+                f"{directory / WEIGHTS} cannot be read: {_said(error)}. Is it a copy that broke "
+                "off?"
+            ) from None
+    for name, array in arrays.items():
+        slots[name].set_value(array)
+    check_finite(arrays, directory)
+
+
+def save(
+    directory: Path,
+    model: Model,
+    tokenizer: Tokenizer | None = None,
+    stop_tokens: tuple[int, ...] = (),
+) -> None:
+    """Writes a checkpoint that takes the place of `directory` when it is whole.
+
+    After an error or an interrupt the old one is as it was.
+    """
+    import orbax.checkpoint as ocp
+
+    directory = pathlib.Path(directory).expanduser().resolve()
+    check_replaceable(directory)
+    weights = {name: slot.get_value() for name, slot in parameters(model).items()}
+    if not all(isinstance(weight, jax.Array) for weight in weights.values()):
+        raise CheckpointError(
+            f"The model is abstract: there are no weights to save in {directory}."
+        )
+    with replacing(directory) as new, _checkpointer(ocp) as checkpointer:
+        huggingface.write_configs(new, model, tokenizer, list(stop_tokens))
+        checkpointer.save(new / WEIGHTS, args=ocp.args.PyTreeSave(weights))
+
+
+def _checkpointer(ocp: Any) -> Any:
+    # A gigabyte is on its way at once, beside the arrays that are there.
+    handler = ocp.PyTreeCheckpointHandler(save_concurrent_gb=1, restore_concurrent_gb=1)
+    return ocp.Checkpointer(handler)
+
+
+def _said(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return in_words(lines[:1])[:300] or type(error).__name__
