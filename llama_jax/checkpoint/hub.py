@@ -9,9 +9,6 @@ import os
 import pathlib
 import re
 
-import huggingface_hub
-from huggingface_hub import errors
-
 from llama_jax.checkpoint.tensors import CheckpointError
 
 __all__ = ["download", "is_hub_id"]
@@ -47,6 +44,9 @@ def download(repository: str, revision: str | None = None) -> pathlib.Path:
     commit. Raises `CheckpointError` for a repository or revision that is not there or not open to
     the token, and, at once, where there is no network.
     """
+    import huggingface_hub  # only who downloads should pay for the import
+    from huggingface_hub import errors
+
     try:
         folder = huggingface_hub.snapshot_download(
             repository, revision=revision, allow_patterns=list(_NEEDED), ignore_patterns=["*/*"]
