@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from llama_jax.checkpoint import huggingface, meta, orbax
-from llama_jax.config import LlamaConfig
+from llama_jax.config import LlamaConfig, RopeScaling
 from llama_jax.model import Model, parameters
 
 
@@ -65,7 +65,9 @@ def main() -> None:
 
 def _make(folder: str, gib: float) -> None:
     layers = max(1, round((gib * 2**30 - 525e6) / 122e6))  # the embedding's bytes and a layer's
-    config = dataclasses.replace(LlamaConfig.preset("llama-3.2-1b"), num_hidden_layers=layers)
+    preset = LlamaConfig.preset("llama-3.2-1b")
+    scaling = RopeScaling(8.0)  # Meta's format has no other for these layers
+    config = dataclasses.replace(preset, num_hidden_layers=layers, rope_scaling=scaling)
     model = Model(config)
     draw = np.random.default_rng(0)
     for slot in parameters(model).values():

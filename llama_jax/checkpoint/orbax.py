@@ -6,6 +6,7 @@ restores lies where it was asked to lie.
 
 from __future__ import annotations
 
+import math
 import os
 import pathlib
 from typing import Any
@@ -43,7 +44,8 @@ def load(directory: Path, model: Model, dtype: Any = None, shardings: Any = None
 
     directory = existing(directory)
     slots = parameters(model)
-    with _checkpointer(ocp) as checkpointer:
+    largest = max(math.prod(slot.get_value().shape) for slot in slots.values())
+    with _checkpointer(ocp, 8 * largest) as checkpointer:
         try:
             stored = checkpointer.metadata(directory / WEIGHTS).item_metadata.tree
         except Exception as error:  # of many kinds, from several libraries
@@ -105,14 +107,16 @@ def save(
         raise CheckpointError(
             f"The model is abstract: there are no weights to save in {directory}."
         )
-    with replacing(directory) as new, _checkpointer(ocp) as checkpointer:
+    largest = max(weight.nbytes for weight in weights.values())
+    with replacing(directory) as new, _checkpointer(ocp, largest) as checkpointer:
         huggingface.write_configs(new, model, tokenizer, list(stop_tokens))
         checkpointer.save(new / WEIGHTS, args=ocp.args.PyTreeSave(weights))
 
 
-def _checkpointer(ocp: Any) -> Any:
-    # A gigabyte is on its way at once, beside the arrays that are there.
-    handler = ocp.PyTreeCheckpointHandler(save_concurrent_gb=1, restore_concurrent_gb=1)
+def _checkpointer(ocp: Any, largest: int = 0) -> Any:
+    """One that has as little on its way at once as its `largest` array allows, in whole GB."""
+    limit = 1 + largest // 10**9
+    handler = ocp.PyTreeCheckpointHandler(save_concurrent_gb=limit, restore_concurrent_gb=limit)
     return ocp.Checkpointer(handler)
 
 

@@ -1,7 +1,8 @@
-"""Text to tokens and back: byte-level BPE as Llama 3 has it, from a `tokenizer.json`.
+"""Text to tokens and back: byte-level BPE as Llama 3 has it.
 
-The merges are done by `tokenizers`. What is decided here: special tokens in a text stay plain text
-unless they are allowed, BOS comes once, and bytes become text only where characters are whole.
+The merges are done by `tokenizers`, for a `tokenizer.json`, or by `tiktoken`, for Meta's
+`tokenizer.model`. What is decided here: special tokens in a text stay plain text unless they are
+allowed, BOS comes once, and bytes become text only where characters are whole.
 """
 
 from __future__ import annotations
@@ -16,23 +17,21 @@ from typing import Any
 
 import numpy as np
 import tokenizers
-from tokenizers import decoders, models, processors
+from tokenizers import processors
+
+from llama_jax.text.backends import Backend, TokenError, TokenizersBPE, cut_short
+from llama_jax.text.meta import TiktokenBPE, read_ranks
 
 __all__ = ["TextStream", "TokenError", "Tokenizer"]
 
 _DEFAULT_BOS = "<|begin_of_text|>"
 
 
-class TokenError(ValueError):
-    """A text, a token or a tokenizer file that cannot be used."""
-
-
 class Tokenizer:
     """A vocabulary, and the way from text to its token ids and back.
 
-    `backend` is taken over: its truncation and padding are switched off, and its post-processor
-    is never used, since it would add BOS a second time. `bos` is the id that `encode` puts first,
-    or None. Raises `TokenError` where `backend` is no byte-level BPE.
+    `backend` is one of `tokenizers`, which is taken over and must be a byte-level BPE (else
+    `TokenError`), or a `Backend` of ours. `bos` is the id that `encode` puts first, or None.
 
     >>> from llama_jax.cria.vocabulary import train_tokenizer
     >>> backend = train_tokenizer(["the mill by the lake, the lamp in the mill"], vocab_size=528)
@@ -41,37 +40,36 @@ class Tokenizer:
     ['<|begin_of_text|>', 'the', ' la', 'mp']
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer, bos: int | None = None) -> None:
-        _check_byte_level(backend)
-        backend.no_truncation()
-        backend.no_padding()
-        backend.encode_special_tokens = True  # `tokenizers` means by it: as the text they are
-        added = backend.get_added_tokens_decoder()
+    def __init__(self, backend: tokenizers.Tokenizer | Backend, bos: int | None = None) -> None:
+        if isinstance(backend, tokenizers.Tokenizer):
+            backend = TokenizersBPE(backend)
         self._backend = backend
-        self._added = {id: token.content.encode() for id, token in added.items()}
         self._config: dict[str, Any] = {}
-        self.special: dict[str, int] = {t.content: id for id, t in added.items() if t.special}
+        self.special: dict[str, int] = backend.special
         self._special_ids = set(self.special.values())
-        self.vocab_size: int = max(backend.get_vocab(with_added_tokens=True).values()) + 1
-        self.bos = None if bos is None else self._known([bos])[0]
+        self.vocab_size: int = backend.vocab_size
+        self.bos = None if bos is None else self._tokens([bos])[0][0]
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str], bos_token: str | None = None) -> Tokenizer:
-        """Reads a `tokenizer.json`.
+        """Reads a `tokenizer.json`, or Meta's `tokenizer.model` with Llama 3.1's special tokens.
 
         BOS is `bos_token`, else what a `tokenizer_config.json` beside it names, else
-        `<|begin_of_text|>` where the vocabulary has it. Raises `TokenError`.
+        `<|begin_of_text|>` where the vocabulary has it. The ids are transformers' for the one and
+        Meta's own for the other. They are the same, except where Meta cuts a text of more than
+        400,000 characters, or 25,000 without a space. Raises `TokenError`, and `ImportError` where
+        a `tokenizer.model` needs tiktoken.
         """
         path = pathlib.Path(path)
-        try:
-            backend = tokenizers.Tokenizer.from_file(os.fspath(path))
-        except Exception as error:  # `tokenizers` raises nothing more special
-            raise TokenError(f"{path} is not a readable tokenizer.json: {error}.") from None
+        backend = _read(path)
         config = _read_json(path.with_name("tokenizer_config.json"))
+        template = path.with_name("chat_template.jinja")  # counts before one in the config
+        if template.is_file():
+            config["chat_template"] = template.read_text("utf-8")
         name = bos_token or config.get("bos_token", _DEFAULT_BOS)
         if isinstance(name, dict):  # transformers writes it so where a token has options
             name = name["content"]
-        bos = backend.token_to_id(name) if name else None
+        bos = backend.token_id(name) if name else None
         if bos is None and name and (bos_token or "bos_token" in config):
             raise TokenError(f"{path} has no token {name!r}: give another bos_token.")
         tokenizer = cls(backend, bos)
@@ -90,12 +88,12 @@ class Tokenizer:
         ids: list[int] = []
         if bos and self.bos is not None:
             ids.append(self.bos)
-            text = text.removeprefix(self._added.get(self.bos, b"").decode())
+            text = text.removeprefix(self._join([self.bos]).decode("utf-8", "surrogateescape"))
         for is_special, part in self._split(text, allow_special):
             if is_special:
                 ids.append(self.special[part])
             elif part:
-                ids += self._backend.encode(_unicode(part), add_special_tokens=False).ids
+                ids += self._backend.encode(_unicode(part))
         return ids
 
     def decode(self, ids: Iterable[int], skip_special: bool = False) -> str:
@@ -108,7 +106,7 @@ class Tokenizer:
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
         r"""The text of each token; bytes that are only part of a character as `\xE2\x96`."""
-        return [_readable(self._join([id])) for id in self._known(ids)]
+        return [_readable(data) for _, data in self._tokens(ids)]
 
     def stream(self) -> TextStream:
         """Turns tokens that come one at a time into text."""
@@ -123,11 +121,41 @@ class Tokenizer:
             return self.special[text]
         ids = self.encode(text, bos=False)
         if len(ids) != 1:
-            parts = ", ".join(repr(piece) for piece in _cut(self.pieces(ids)))
+            parts = ", ".join(repr(piece) for piece in cut_short(self.pieces(ids)))
             near = self.encode(" " + text, bos=False)
             hint = f" {' ' + text!r} is one, with the space." if len(near) == 1 else ""
             raise TokenError(f"{text!r} is {len(ids)} tokens, not one: [{parts}].{hint}")
         return ids[0]
+
+    @property
+    def chat_templates(self) -> dict[str, str]:
+        """The chat templates of the tokenizer's files, by name; a single one is "default".
+
+        They are Jinja, for `llama_jax.text.encode_chat`. Raises `TokenError` where
+        `tokenizer_config.json` has something else in their place.
+        """
+        found = self._config.get("chat_template") or {}
+        try:
+            if isinstance(found, list):
+                found = {item["name"]: item["template"] for item in found}
+            found = {"default": found} if isinstance(found, str) else dict(found)
+        except (KeyError, TypeError, ValueError):
+            found = {"": None}
+        if not all(isinstance(template, str) for template in found.values()):
+            raise TokenError(
+                "chat_template in tokenizer_config.json is neither a template nor a list of "
+                '{"name": …, "template": …}.'
+            )
+        return found
+
+    @property
+    def named_tokens(self) -> dict[str, str]:
+        """The tokens that the files give a part, as in `{"bos_token": "<|begin_of_text|>"}`."""
+        named = {"bos_token": None if self.bos is None else self.decode([self.bos])}
+        for part in ("eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"):
+            token = self._config.get(part)
+            named[part] = token["content"] if isinstance(token, dict) else token
+        return {part: token for part, token in named.items() if token is not None}
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Writes `tokenizer.json` and `tokenizer_config.json`, which transformers opens.
@@ -135,11 +163,11 @@ class Tokenizer:
         Its ids for a text are then those of `encode(text, allow_special=True)`, BOS included.
         """
         directory = pathlib.Path(directory)
-        content = json.loads(self._backend.to_str()) | {"post_processor": None}
-        backend = tokenizers.Tokenizer.from_str(json.dumps(content))
+        backend = self._backend.to_tokenizers()
         bos = None
         if self.bos is not None:
-            bos = self._name(self.bos)
+            bos = backend.id_to_token(self.bos)
+            assert bos is not None, self.bos  # `_tokens` has seen it
             backend.post_processor = _adds_bos(bos, self.bos)
         backend.save(os.fspath(directory / "tokenizer.json"))
         config = {
@@ -162,7 +190,7 @@ class Tokenizer:
             names = {allow} if isinstance(allow, str) else set(allow)
         unknown = sorted(names - set(self.special))
         if unknown:
-            known = ", ".join(_cut(list(self.special)))
+            known = ", ".join(cut_short(list(self.special)))
             raise TokenError(f"{unknown[0]!r} is no special token. They are: {known}.")
         if not names:
             yield False, text
@@ -174,35 +202,26 @@ class Tokenizer:
 
     def _join(self, ids: Iterable[int], skip_special: bool = False) -> bytes:
         return b"".join(
-            self._bytes(id)
-            for id in self._known(ids)
-            if not (skip_special and id in self._special_ids)
+            data for id, data in self._tokens(ids) if not (skip_special and id in self._special_ids)
         )
 
-    def _bytes(self, id: int) -> bytes:
-        if id in self._added:
-            return self._added[id]
-        return bytes(_BYTE_OF[character] for character in self._name(id))
-
-    def _name(self, id: int) -> str:
-        name = self._backend.id_to_token(id)
-        assert name is not None, id  # `_known` has seen it
-        return name
-
-    def _known(self, ids: Iterable[int]) -> list[int]:
-        """`ids` as integers, each of which is in the vocabulary."""
+    def _tokens(self, ids: Iterable[int]) -> list[tuple[int, bytes]]:
+        """Each token as an integer, with its bytes; an error for one that there is not."""
         array = np.asarray(ids if hasattr(ids, "shape") else list(ids))
         if array.ndim != 1 or (array.size and not np.issubdtype(array.dtype, np.integer)):
             raise TokenError(
                 f"Tokens are {array.dtype} of shape {list(array.shape)}; give one row of integers."
             )
+        tokens = []
         for position, id in enumerate(array.tolist()):
-            if not 0 <= id < self.vocab_size or self._backend.id_to_token(id) is None:
+            data = self._backend.token_bytes(id) if 0 <= id < self.vocab_size else None
+            if data is None:
                 raise TokenError(
                     f"Token {id} at position {position}: this tokenizer knows {self.vocab_size} "
                     f"tokens, 0 to {self.vocab_size - 1}."
                 )
-        return array.tolist()
+            tokens.append((id, data))
+        return tokens
 
 
 class TextStream:
@@ -226,30 +245,19 @@ class TextStream:
         return rest
 
 
-def _byte_alphabet() -> dict[str, int]:
-    """The printable character that byte-level BPE writes for each byte (GPT-2's `encoder.py`)."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    shifted = {chr(0x100 + i): byte for i, byte in enumerate(others)}
-    return {chr(byte): byte for byte in printable} | shifted
-
-
-_BYTE_OF = _byte_alphabet()
-
-
-def _check_byte_level(backend: tokenizers.Tokenizer) -> None:
-    kind = f"{type(backend.model).__name__} with the decoder {type(backend.decoder).__name__}"
-    if not isinstance(backend.model, models.BPE) or not isinstance(
-        backend.decoder, decoders.ByteLevel
-    ):
-        raise TokenError(f"This tokenizer is {kind}; Llama 3's is BPE with the decoder ByteLevel.")
-    lost = [byte for char, byte in _BYTE_OF.items() if backend.token_to_id(char) is None]
-    if lost:
-        some = ", ".join(_cut([f"0x{byte:02X}" for byte in lost]))
-        raise TokenError(
-            f"This tokenizer lacks tokens for {len(lost)} of the 256 bytes ({some}), which it "
-            "would drop from a text: train it with the whole ByteLevel.alphabet()."
-        )
+def _read(path: pathlib.Path) -> Backend:
+    """What the file holds, whatever its name: a `tokenizer.json` starts with a brace."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise TokenError(f"{path} is not a readable tokenizer: {error.strerror}.") from None
+    if not content.lstrip().startswith(b"{"):
+        return TiktokenBPE(read_ranks(content, os.fspath(path)))
+    try:
+        backend = tokenizers.Tokenizer.from_buffer(content)
+    except Exception as error:  # `tokenizers` raises nothing more special
+        raise TokenError(f"{path} is not a readable tokenizer.json: {error}.") from None
+    return TokenizersBPE(backend)
 
 
 def _adds_bos(token: str, id: int) -> processors.PostProcessor:
@@ -274,10 +282,6 @@ def _unicode(text: str) -> str:
 def _readable(data: bytes) -> str:
     text = data.decode("utf-8", "surrogateescape")  # a byte b that does not fit is U+DC00 + b
     return re.sub("[\udc80-\udcff]", lambda m: f"\\x{ord(m[0]) - 0xDC00:02X}", text)
-
-
-def _cut(items: list[str], most: int = 10) -> list[str]:
-    return items if len(items) <= most else [*items[:most], f"… {len(items) - most} more"]
 
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
