@@ -9,6 +9,7 @@ from llama_jax.edits import Ablate, Patch, Replace, Steer
 from llama_jax.generate import Generation
 from llama_jax.llama import Llama
 from llama_jax.run import Run
+from llama_jax.text import Reply, ToolCall
 
 __all__ = [
     "Ablate",
@@ -18,7 +19,9 @@ __all__ = [
     "LlamaConfig",
     "Patch",
     "Replace",
+    "Reply",
     "Run",
     "Steer",
+    "ToolCall",
 ]
 __version__ = "0.1.0"

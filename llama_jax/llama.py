@@ -33,7 +33,7 @@ from llama_jax.plan import Plan, plan
 from llama_jax.points import Points, resolve_weights
 from llama_jax.run import Run
 from llama_jax.sampling import Sampling
-from llama_jax.text import Tokenizer
+from llama_jax.text import ENDS, Reply, Tokenizer, Tool, ToolFormat, encode_chat, read_reply
 
 __all__ = ["Llama", "Prompt", "PromptError", "Rows"]
 
@@ -105,21 +105,18 @@ class Llama:
         else:
             folder = existing(path)
         wanted = None if dtype is None else as_dtype(dtype)
+        tokenizer = huggingface.read_tokenizer(folder)  # before the weights: errors come early
+        stops = huggingface.read_stop_tokens(folder)
         if meta.is_meta(folder):
             ranks = meta.inspect(folder)
             model = Model(config or meta.read_config(folder, ranks), jnp.float32)
+            stops = stops or meta.stop_tokens(folder, model.config, tokenizer)
             meta.load(folder, model, ranks, wanted)
         else:
             read = LlamaConfig.from_huggingface(huggingface.read_config(folder))
             model = Model(config or read, jnp.float32)
             load = orbax.load if orbax.is_orbax(folder) else huggingface.load
             load(folder, model, wanted)
-        tokenizer = huggingface.read_tokenizer(folder)
-        stops = huggingface.read_stop_tokens(folder)
-        if not stops and tokenizer is not None and meta.is_meta(folder):
-            stops = tuple(
-                tokenizer.special[name] for name in meta.STOPS if name in tokenizer.special
-            )
         named = folder == CRIA or hub.is_hub_id(path)
         name = os.fspath(path) if named else folder.resolve().name
         return cls(model, tokenizer, stops, name)
@@ -162,7 +159,7 @@ class Llama:
         put in place whole: an error or an interrupt leaves the old one.
         """
         if format == "meta":
-            meta.save(path, self.model)
+            meta.save(path, self.model, self.tokenizer)
         elif format == "orbax":
             orbax.save(path, self.model, self.tokenizer, self.stop_tokens)
         elif format == "huggingface":
@@ -387,6 +384,79 @@ class Llama:
         )
         return writing.collect(steps, self.config, lengths, single, captures)
 
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Tool] | None = None,
+        *,
+        tool_format: ToolFormat = "json",
+        knowledge_cutoff: str | None = None,
+        today: str | None = None,
+        template: bool | str = True,
+        **settings: Any,
+    ) -> Reply:
+        """The assistant's reply to messages, in the checkpoint's own chat format or Llama 3.1's.
+
+        `llama_jax.text.encode_chat` says what messages and tools may be; `settings` are those of
+        `generate`. What the reply calls is in `reply.tool_calls`, and nothing is executed: append
+        `reply.message` and a message of the role "tool" with the result, and chat again. Raises
+        what `encode_chat` and `generate` raise, before anything runs.
+
+        >>> llama = Llama.from_pretrained("cria")
+        >>> messages = [{"role": "user", "content": "Hello! I am Rosa."}]
+        >>> reply = llama.chat(messages, temperature=0)
+        >>> reply.content, reply.ended
+        ('Hello, Rosa! How are you?', 'eot')
+        """
+        prompt = self.chat_tokens(
+            messages,
+            tools,
+            tool_format=tool_format,
+            knowledge_cutoff=knowledge_cutoff,
+            today=today,
+            template=template,
+        )
+        tokenizer, stop = self._tokenizer(), settings.pop("stop", ())
+        ends = [tokenizer.special[name] for name in ENDS if name in tokenizer.special]
+        stops = [*([stop] if isinstance(stop, str | int) else stop), *ends]
+        written = self.generate(prompt[0], stop=stops, **settings)
+        said = written.tokens[0, : written.lengths[0]]
+        reply = read_reply(tokenizer, said, tools, str(written.text))
+        return dataclasses.replace(reply, generation=written)
+
+    def chat_tokens(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Tool] | None = None,
+        *,
+        tool_format: ToolFormat = "json",
+        knowledge_cutoff: str | None = None,
+        today: str | None = None,
+        template: bool | str = True,
+        add_generation_prompt: bool = True,
+    ) -> np.ndarray:
+        """`[1, T]` int32 tokens of a chat, as `chat` gives them to the model; also for `run`.
+
+        Their text is `llama.tokenizer.decode(tokens[0])`. Without `add_generation_prompt` they end
+        with the last message. Raises what `llama_jax.text.encode_chat` raises.
+
+        >>> llama = Llama.from_pretrained("cria")
+        >>> tokens = llama.chat_tokens([{"role": "user", "content": "Hello!"}])
+        >>> llama.tokenizer.decode(tokens[0, 1:6])
+        '<|start_header_id|>user<|end_header_id|>\\n\\nHello'
+        """
+        ids = encode_chat(
+            self._tokenizer(),
+            messages,
+            tools,
+            tool_format=tool_format,
+            knowledge_cutoff=knowledge_cutoff,
+            today=today,
+            template=template,
+            add_generation_prompt=add_generation_prompt,
+        )
+        return np.array([ids], np.int32)
+
     def read(self, prompt: Prompt) -> Rows:
         """A prompt as the model takes it: tokens padded on the right, and the rows' lengths.
 
@@ -436,8 +506,8 @@ class Llama:
     def _tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:
             raise PromptError(
-                "This model came without a tokenizer (no tokenizer.json beside its weights), so it "
-                "takes no text: give token arrays [T] or [B, T]."
+                "This model came without a tokenizer (no tokenizer.json or tokenizer.model beside "
+                "its weights), so it takes no text: give token arrays [T] or [B, T]."
             )
         return self.tokenizer
 

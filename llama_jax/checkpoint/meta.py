@@ -42,12 +42,11 @@ from llama_jax.checkpoint.tensors import (
 )
 from llama_jax.config import LlamaConfig
 from llama_jax.model import Model, parameters
+from llama_jax.text import Tokenizer
 
-__all__ = ["inspect", "is_meta", "load", "read_config", "save"]
+__all__ = ["inspect", "is_meta", "load", "read_config", "save", "stop_tokens"]
 
 Path = str | os.PathLike[str]
-# Where Llama 3.1 and later stop; `params.json` does not say it.
-STOPS = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")
 Rank = dict[str, TensorInfo]
 
 
@@ -109,6 +108,24 @@ def read_config(directory: Path, ranks: Sequence[Rank]) -> LlamaConfig:
     return config
 
 
+def stop_tokens(
+    directory: Path, config: LlamaConfig, tokenizer: Tokenizer | None
+) -> tuple[int, ...]:
+    """Where Llama 3.1 and later stop, which no file of Meta's says.
+
+    Raises `CheckpointError` for a `tokenizer.model` of another vocabulary than the model's.
+    """
+    if tokenizer is None:
+        return ()
+    if tokenizer.to_ranks() is not None and tokenizer.vocab_size != config.vocab_size:
+        raise CheckpointError(
+            f"{directory}: tokenizer.model has {tokenizer.vocab_size:,} tokens with the special "
+            f"ones, params.json says {config.vocab_size:,}. Is it this model's, and whole?"
+        )
+    names = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")
+    return tuple(tokenizer.special[name] for name in names if name in tokenizer.special)
+
+
 def load(
     directory: Path,
     model: Model,
@@ -158,11 +175,13 @@ def load(
     fill(slots, sources, dtype, directory, progress)
 
 
-def save(directory: Path, model: Model, files: dict[str, bytes] | None = None) -> None:
+def save(directory: Path, model: Model, tokenizer: Tokenizer | None = None) -> None:
     """Writes `params.json` and one `consolidated.00.pth` that `llama-models` loads.
 
-    A tied head is written out, since Meta's reference ties none. `files` are written beside. As
-    with `huggingface.save`, an error leaves what was there. Raises `ImportError` without torch.
+    A tied head is written out, since Meta's reference ties none. The tokenizer is written as
+    `tokenizer.model` where it came from one, else as `tokenizer.json`, which Meta's code does not
+    read. As with `huggingface.save`, an error leaves what was there. Raises `ImportError` without
+    torch, and `ConfigError` for a config that `params.json` cannot say.
     """
     torch = _torch()
     directory = pathlib.Path(directory).expanduser().resolve()
@@ -183,8 +202,11 @@ def save(directory: Path, model: Model, files: dict[str, bytes] | None = None) -
     held.setdefault("output.weight", held["tok_embeddings.weight"].clone())
     with replacing(directory) as new:
         write_json(new / "params.json", params)
-        for name, content in (files or {}).items():
-            (new / name).write_bytes(content)
+        ranks = None if tokenizer is None else tokenizer.to_ranks()
+        if ranks is not None:
+            (new / "tokenizer.model").write_bytes(ranks)
+        elif tokenizer is not None:
+            tokenizer.save(new)
         torch.save(held, new / "consolidated.00.pth")
 
 

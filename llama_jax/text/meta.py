@@ -76,6 +76,12 @@ class TiktokenBPE:
     def token_id(self, name: str) -> int | None:
         return self.special.get(name)
 
+    def to_ranks(self) -> bytes:
+        """The content of a `tokenizer.model`."""
+        tokens = self._bytes[: len(self._ranks)]
+        lines = (binascii.b2a_base64(token, newline=False) for token in tokens)
+        return b"".join(b"%b %d\n" % (line, rank) for rank, line in enumerate(lines))
+
     def to_tokenizers(self) -> tokenizers.Tokenizer:
         """The same ids by `tokenizers`, except in texts that `slices` cuts: it knows no cuts.
 

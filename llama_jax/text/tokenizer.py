@@ -179,6 +179,10 @@ class Tokenizer:
         text = json.dumps(config, indent=2, ensure_ascii=False)
         (directory / "tokenizer_config.json").write_text(text + "\n", "utf-8")
 
+    def to_ranks(self) -> bytes | None:
+        """The content of Meta's `tokenizer.model`; None where it did not come from one."""
+        return self._backend.to_ranks() if isinstance(self._backend, TiktokenBPE) else None
+
     def __repr__(self) -> str:
         return f"Tokenizer({self.vocab_size:,} tokens, {len(self.special)} of them special)"
 

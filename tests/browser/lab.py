@@ -26,13 +26,15 @@ IDLE = f"""() => {{
   return kernel?.status === 'idle'
     && {NOTEBOOK}.content.widgets.every(cell => (cell.model.executionState ?? 'idle') === 'idle');
 }}"""
-# Every output has a size; Treescope has unpacked its tree, and the first picture that shows in it
-# (those inside folded parts are drawn when they are unfolded).
+# Every output has a size, but progress bars that are done and hidden; Treescope has unpacked its
+# tree, and the first picture that shows in it (those inside folded parts are drawn when they are
+# unfolded).
 DRAWN = """cell => [...cell.querySelectorAll('.jp-OutputArea-output')].every(output => {
   const trees = [...output.querySelectorAll('treescope-container')].map(tree => tree.shadowRoot);
   const picture = tree => [...tree.querySelectorAll('.arrayviz_container')]
     .find(one => one.getClientRects().length);
-  return output.getBoundingClientRect().height > 0 && trees.every(tree =>
+  const done = output.classList.contains('lm-mod-hidden');
+  return (done || output.getBoundingClientRect().height > 0) && trees.every(tree =>
     tree.querySelector('.treescope_root')?.textContent.trim()
     && !picture(tree)?.querySelector('.loading_message'));
 })"""

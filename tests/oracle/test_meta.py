@@ -3,9 +3,12 @@
 import dataclasses
 import json
 import os
+import pathlib
 import pickle
+import shutil
 
 import jax.numpy as jnp
+import llama_models
 import numpy as np
 import pytest
 import torch
@@ -141,6 +144,23 @@ def test_dtypes_are_kept_or_cast(weights, tmp_path, stored, wanted):
     assert llama.model.dtype == name
     expected = narrow["layers.1.feed_forward.w2.weight"].float().numpy().astype(name)
     np.testing.assert_array_equal(llama.model.layers[1].mlp.down_proj.weight[...], expected)
+
+
+def test_the_tokenizer_comes_along_and_must_be_the_model_s(weights, tmp_path):
+    original = pathlib.Path(llama_models.__file__).parent / "llama3" / "tokenizer.model"
+    folder = write(tmp_path / "meta", weights)
+    shutil.copy(original, folder)
+    refused(
+        folder, r"tokenizer.model has 128,256 tokens with the special ones, params.json says 96"
+    )
+    config = LlamaConfig.from_meta({**PARAMS, "dim": 32, "n_layers": 1, "vocab_size": 128256})
+    Llama.random(config).save(tmp_path / "large", format="meta")
+    shutil.copy(original, tmp_path / "large")
+    llama = Llama.from_pretrained(tmp_path / "large")
+    assert llama.stop_tokens == (128001, 128008, 128009)
+    assert llama.tokens("Hello, world!").tolist() == [[128000, 9906, 11, 1917, 0]]
+    llama.save(tmp_path / "again", format="meta")
+    assert (tmp_path / "again" / "tokenizer.model").read_bytes() == original.read_bytes()
 
 
 def test_old_files_rotary_frequencies_are_left_alone(weights, tmp_path):
