@@ -23,8 +23,8 @@ def test_all_of_its_code_runs(tmp_path, monkeypatch):
     assert 0 < float(kept[0].split()[0]) < 1 and kept[-1].startswith("total: ")
     assert (tmp_path / "one-day.run").is_file()
     assert "token=" in changed[0] and changed[-1] == "(1, 15, 192) (192, 256)"
-    assert talked[0] == "Hello, Rosa! How are you? eot" and talked[-1] == ""
-    assert "Tools: brave_search" in talked
+    assert talked[0] == "Hello, Rosa! How are you? eot"
+    assert any(line.startswith("Tools: brave_search") for line in talked)
     assert "{'layer': 0, 'head': 3}" in asked[0] and "' Mary'" in asked[1]
     assert "AttentionMap(15 keys" in asked[3] and asked[4].startswith("HeadScores(4 layers x 8")
     assert float(asked[5]) > 0.5 and "layers.0.mlp.up_proj.weight" in asked[6]
