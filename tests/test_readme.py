@@ -25,9 +25,9 @@ def test_all_of_its_code_runs(tmp_path, monkeypatch):
     assert "token=" in changed[0] and changed[-1] == "(1, 15, 192) (192, 256)"
     assert talked[0] == "Hello, Rosa! How are you? eot"
     assert any(line.startswith("Tools: brave_search") for line in talked)
-    assert "{'layer': 0, 'head': 3}" in asked[0] and "' Mary'" in asked[1]
+    assert "{'layer': 0, 'head': 3}" in asked[0] and "' John'" in asked[1]
     assert "AttentionMap(15 keys" in asked[3] and asked[4].startswith("HeadScores(4 layers x 8")
-    assert float(asked[5]) > 0.5 and "layers.0.mlp.up_proj.weight" in asked[6]
+    assert float(asked[5]) > 0.5 and asked[6].startswith("640 x 192 float32: mean")
 
 
 def test_every_picture_and_file_that_is_named_exists():
