@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -26,6 +27,7 @@ __all__ = ["is_orbax", "load", "save"]
 
 Path = str | os.PathLike[str]
 WEIGHTS = "weights.orbax"
+GROUP = 128 * 2**20
 
 
 def is_orbax(directory: pathlib.Path) -> bool:
@@ -72,20 +74,27 @@ def load(directory: Path, model: Model, dtype: Any = None, shardings: Any = None
             kind = kind if dtype is None else as_dtype(dtype)
             abstract[name] = jax.ShapeDtypeStruct(shape.shape, kind, sharding=place)
         check_fits(sum(x.size * x.dtype.itemsize for x in abstract.values()), str(directory))
-        arguments = ocp.checkpoint_utils.construct_restore_args(abstract)
+        # The largest first, a few at a time: what Orbax holds on the way is then never on top of
+        # all the others.
+        order = sorted(abstract, key=lambda name: -abstract[name].size)
         try:
-            arrays = checkpointer.restore(
-                directory / WEIGHTS,
-                args=ocp.args.PyTreeRestore(item=abstract, restore_args=arguments),
-            )
+            for names in _groups({name: abstract[name] for name in order}):
+                some = {name: abstract[name] for name in names}
+                arguments = ocp.checkpoint_utils.construct_restore_args(some)
+                restored = checkpointer.restore(
+                    directory / WEIGHTS,
+                    args=ocp.args.PyTreeRestore(
+                        item=some, restore_args=arguments, partial_restore=True
+                    ),
+                )
+                for name in names:
+                    slots[name].set_value(restored[name])
         except Exception as error:
             raise CheckpointError(
                 f"{directory / WEIGHTS} cannot be read: {_said(error)}. Is it a copy that broke "
                 "off?"
             ) from None
-    for name, array in arrays.items():
-        slots[name].set_value(array)
-    check_finite(arrays, directory)
+    check_finite({name: slot.get_value() for name, slot in slots.items()}, directory)
 
 
 def save(
@@ -111,6 +120,20 @@ def save(
     with replacing(directory) as new, _checkpointer(ocp, largest) as checkpointer:
         huggingface.write_configs(new, model, tokenizer, list(stop_tokens))
         checkpointer.save(new / WEIGHTS, args=ocp.args.PyTreeSave(weights))
+
+
+def _groups(arrays: dict[str, jax.ShapeDtypeStruct]) -> Iterator[list[str]]:
+    """Names of arrays that make up to 128 MiB together, or of one that is larger."""
+    names: list[str] = []
+    room = GROUP
+    for name, array in arrays.items():
+        size = array.size * array.dtype.itemsize
+        if names and size > room:
+            yield names
+            names, room = [], GROUP
+        names.append(name)
+        room -= size
+    yield names
 
 
 def _checkpointer(ocp: Any, largest: int = 0) -> Any:
