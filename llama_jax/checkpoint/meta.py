@@ -269,8 +269,10 @@ class _Parts:
         return self.parts[0].place
 
     def read(self, dtype: np.dtype) -> np.ndarray:
-        if self.axis is None:
+        whole = self.axis is None or len(self.parts) == 1
+        if whole and self.turned is None:
             return read(self.parts[0], dtype)
+        assert self.axis is not None
         array, start = aligned(self.shape, dtype), 0
         for part in self.parts:
             stop = start + part.shape[self.axis]
