@@ -199,6 +199,8 @@ class Llama:
         Raises `PromptError` for other texts, and for an id that is not in the vocabulary.
         """
         if not isinstance(text, str):
+            if not isinstance(text, int | np.integer):
+                raise PromptError(f"Token {text!r}: a token is an integer, or text that is one.")
             if not 0 <= text < self.config.vocab_size:
                 raise PromptError(
                     f"Token {text}: the vocabulary is 0 to {self.config.vocab_size - 1}."

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 if TYPE_CHECKING:
     from llama_jax.llama import Llama
@@ -19,6 +20,7 @@ __all__ = [
     "TokenMetric",
     "Tokens",
     "bound",
+    "ids_of",
     "log_probability",
     "logit",
     "logit_difference",
@@ -68,10 +70,8 @@ class TokenMetric:
                 )
             if not 0 <= token < size:
                 raise ValueError(f"Token {token}: the vocabulary is 0 to {size - 1}.")
-        if len(ids) not in (1, batch):
-            raise ValueError(f"{self} names {len(ids)} tokens for a batch of {batch} rows.")
-        chosen = np.broadcast_to(np.array(ids, np.int32), batch)
-        return jnp.take_along_axis(logits, jnp.asarray(chosen)[:, None], axis=-1)[:, 0]
+        chosen = jnp.asarray(ids_of(ids, batch))
+        return jnp.take_along_axis(logits, chosen[:, None], axis=-1)[:, 0]
 
     def __repr__(self) -> str:
         return f"{self.kind}({', '.join(map(repr, self.tokens))})"
@@ -107,8 +107,18 @@ def log_probability(token: Tokens) -> TokenMetric:
     return TokenMetric("log_probability", (_hashable(token),))
 
 
+def ids_of(tokens: Any, batch: int) -> Int[np.ndarray, " B"]:
+    """The id for each row of a batch, from one or as many. Raises `ValueError` for others."""
+    ids = np.atleast_1d(np.array(tokens, np.int32))
+    if len(ids) not in (1, batch):
+        raise ValueError(f"{len(ids)} tokens are named for a batch of {batch} rows.")
+    return np.broadcast_to(ids, batch)
+
+
 def bound(metric: Metric, llama: Llama) -> Metric:
-    """The metric with ids where it names texts."""
+    """The metric with ids where it names texts. Raises `TypeError` for what is no function."""
+    if not callable(metric):
+        raise TypeError(f"metric is {metric!r}; it must be a function of the logits [B, V].")
     return metric.of(llama) if isinstance(metric, TokenMetric) else metric
 
 
@@ -116,5 +126,5 @@ def _hashable(tokens: Tokens) -> int | str | tuple[int | str, ...]:
     if isinstance(tokens, str):
         return tokens
     if np.ndim(tokens) == 0:
-        return int(tokens)  # type: ignore[arg-type]
-    return tuple(t if isinstance(t, str) else int(t) for t in tokens)  # type: ignore[union-attr]
+        return operator.index(tokens)  # type: ignore[arg-type]
+    return tuple(t if isinstance(t, str) else operator.index(t) for t in tokens)  # type: ignore

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from llama_jax.analysis.needs import held, need, pieces_of, row_of
+from llama_jax.analysis.needs import a_run, held, need, numbered, pieces_of
 from llama_jax.analysis.results import Result
-from llama_jax.model.product import product
+from llama_jax.model.product import product, wide
 from llama_jax.run import Run
 
 __all__ = ["AttentionMap", "attention_map"]
@@ -76,11 +76,10 @@ def attention_map(
     >>> tile.values.shape, abs(float(tile.values.sum()) - 1) < 1e-5
     ((1, 5), True)
     """
-    count, heads = run.config.num_hidden_layers, run.config.num_attention_heads
-    for what, number, size in (("layer", layer, count), ("head", head, heads)):
-        if not -size <= number < size:
-            raise IndexError(f"There is no {what} {number}: {size} of them, 0 to {size - 1}.")
-    layer, head, row = layer % count, head % heads, row_of(run, row)
+    a_run(run, "An attention map")
+    layer = numbered("layer", layer, run.config.num_hidden_layers)
+    head = numbered("head", head, run.config.num_attention_heads)
+    row = numbered("row", row, len(run.lengths))
     if pool not in ("max", "mean"):
         raise ValueError(f"pool is {pool!r}; it must be 'max' or 'mean'.")
     length = int(run.lengths[row])
@@ -120,6 +119,8 @@ def attention_map(
 
 
 def _span(span: tuple[int, int] | None, length: int, what: str) -> tuple[int, int]:
+    if span is not None and (np.ndim(span) != 1 or len(span) != 2):
+        raise ValueError(f"{what} is {span!r}; it must be a pair, the first and behind the last.")
     start, stop = (0, length) if span is None else span
     if not 0 <= start < stop <= length:
         raise ValueError(
@@ -160,7 +161,6 @@ def _tile(
     row, head, length = which
     group = q.shape[2] // k.shape[2]
     mine, theirs = q[row, :, head], k[row, :, head // group]
-    wide = jnp.promote_types(q.dtype, jnp.float32)
     positions = jnp.arange(k.shape[1])
     inside = keys.reshape(-1) >= 0
 
@@ -168,7 +168,7 @@ def _tile(
         """One query's probabilities, pooled over the cells of keys."""
         scores = product("H,SH->S", mine[query], theirs) * q.shape[-1] ** -0.5
         readable = (positions <= query) & (positions < length)
-        pattern = jax.nn.softmax(jnp.where(readable, scores, -jnp.inf)).astype(wide)
+        pattern = jax.nn.softmax(jnp.where(readable, scores, -jnp.inf)).astype(wide(q.dtype))
         chosen = jnp.where(inside, pattern[keys.reshape(-1)], 0).reshape(keys.shape)
         return jnp.max(chosen, axis=1) if pool == "max" else jnp.sum(chosen, axis=1)
 

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from llama_jax.analysis.needs import at_positions, gathered, held, need, pieces_of
+from llama_jax.analysis.needs import a_run, at_positions, gathered, held, need, pieces_of
 from llama_jax.analysis.results import Result
 from llama_jax.capture import Positions
-from llama_jax.metrics import TokenMetric, Tokens, logit, logit_difference
+from llama_jax.metrics import TokenMetric, Tokens, ids_of, logit, logit_difference
 from llama_jax.model.product import product, wide
 from llama_jax.run import Run
 
@@ -92,7 +92,7 @@ def direct_logit_attribution(
 
     Source: arXiv 2209.11895, appendix; TransformerLens' `logit_attrs`.
     """
-    llama = run.needs_llama("attribution")
+    llama = a_run(run, "Attribution").needs_llama("attribution")
     metric = _target(token).of(llama)
     chosen = at_positions(run, position, "direct_logit_attribution")
     parts = _PARTS.get(by)
@@ -193,7 +193,7 @@ def residual_decomposition(
     if by not in ("layer", "head"):
         raise ValueError(f"by={by!r}; it must be 'layer' or 'head'.")
     for point in needs:
-        need(run, point, what, needs)
+        need(a_run(run, what), point, what, needs)
     chosen = at_positions(run, positions, "residual_decomposition")
     parts = [_part(run, "embed", chosen)[:, :, None]]
     count = run.config.num_hidden_layers
@@ -249,10 +249,7 @@ def _direction(llama: Llama, metric: TokenMetric, batch: int) -> Float[Array, "B
     model = llama.model
     head = model.embed_tokens if model.config.tie_word_embeddings else model.lm_head
     weight = head.weight.get_value()
-    rows = [
-        weight[np.broadcast_to(np.array(tokens, np.int32), batch)].astype(wide(weight.dtype))
-        for tokens in metric.tokens
-    ]
+    rows = [weight[ids_of(tokens, batch)].astype(wide(weight.dtype)) for tokens in metric.tokens]
     difference = rows[0] if len(rows) == 1 else rows[0] - rows[1]
     return difference * model.norm.weight.get_value().astype(difference.dtype)
 
@@ -298,7 +295,7 @@ def _logit(
     batch, count, _ = logits.shape
     found = []
     for tokens in metric.tokens:
-        ids = np.broadcast_to(np.array(tokens, np.int32), batch)
+        ids = ids_of(tokens, batch)
         index = jnp.broadcast_to(jnp.asarray(ids)[:, None, None], (batch, count, 1))
         found.append(jnp.take_along_axis(logits, index, axis=2)[..., 0])
     return found[0] if len(found) == 1 else found[0] - found[1]

@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from tqdm.auto import tqdm
 
+from llama_jax.analysis.needs import numbered
 from llama_jax.analysis.results import Result, node
 from llama_jax.config import LlamaConfig
 from llama_jax.model import Layer, leaves_of
@@ -254,14 +255,10 @@ def _composed(
 
 def _which(llama: Llama, layer: int, head: int) -> tuple[int, int]:
     leaves_of(llama.model)  # says it where there are no weights
-    config = llama.config
-    for what, number, count in (
-        ("layer", layer, config.num_hidden_layers),
-        ("head", head, config.num_attention_heads),
-    ):
-        if not -count <= number < count:
-            raise IndexError(f"There is no {what} {number}: {count} of them, 0 to {count - 1}.")
-    return layer % config.num_hidden_layers, head % config.num_attention_heads
+    return (
+        numbered("layer", layer, llama.config.num_hidden_layers),
+        numbered("head", head, llama.config.num_attention_heads),
+    )
 
 
 def _query(layer: Layer, head: int, fold_norm: bool) -> Float[Array, "D H"]:

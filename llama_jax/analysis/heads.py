@@ -108,6 +108,8 @@ def head_scores(llama: Llama | Run, inputs: Prompt | None = None) -> HeadScores:
         run = llama
         if inputs is not None:
             raise ValueError("A run has its inputs: give a Llama to look at others.")
+    elif not hasattr(llama, "model"):
+        raise TypeError(f"head_scores is of a Llama or a Run; this is a {type(llama).__name__}.")
     else:
         tokens = repeated_tokens(llama) if inputs is None else inputs
         run = llama.run(tokens, ("q_rot", "k_rot"), logits="last")

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from llama_jax.analysis.needs import MissingPointError, pieces_of
+from llama_jax.analysis.needs import MissingPointError, a_run, numbered, pieces_of
 from llama_jax.analysis.results import Result, node
 from llama_jax.capture import positions_of
 from llama_jax.model import leaves_of, readout
@@ -51,7 +51,7 @@ def logit_lens(run: Run, point: Points = "resid_post") -> LogitLens:
 
     Source: nostalgebraist, "interpreting GPT: the logit lens", 2020.
     """
-    llama = run.needs_llama("the logit lens")
+    llama = a_run(run, "The logit lens").needs_llama("the logit lens")
     names = resolve(point, run.config.num_hidden_layers)
     kinds = {point_of(name).local for name in names}
     if len(kinds) > 1 or not kinds <= {"resid_pre", "resid_mid", "resid_post"}:
@@ -94,22 +94,21 @@ class LogitLens:
 
     def logits_at(self, layer: int) -> Float[Array, "B P V"]:
         """The logits after one layer, counted among `layers`, from the end where negative."""
-        count = len(self.names)
-        if not -count <= layer < count:
-            raise IndexError(f"Layer {layer}; this lens has {count}, 0 to {count - 1}.")
+        layer = numbered("layer", layer, len(self.names))
         leaves, structure = leaves_of(self.llama.model)
         return _whole(structure, leaves, self._stream(self.names[layer]))
 
     def top(self, k: int = 10) -> TopK:
         """The k likeliest tokens: probabilities and ids, each `[L, B, P, k]`, likeliest first."""
-        if not 1 <= k <= self.run.config.vocab_size:
-            raise ValueError(f"k is {k}; it must be 1 to {self.run.config.vocab_size}.")
+        self._check(k)
         return TopK(*self._each(_top(k)))
 
     def candidates(
         self, layer: int, position: int = -1, row: int = 0, k: int = 10
     ) -> list[Candidate]:
         """The k likeliest tokens after one layer at one of the positions, with their texts."""
+        self._check(k)
+        row = numbered("row", row, len(self.positions))
         ends = self.positions[row] == self.run.lengths[row] - 1
         last = int(np.argmax(ends)) if ends.any() else self.positions.shape[1] - 1
         at = position if position >= 0 else position + 1 + last
@@ -187,6 +186,10 @@ class LogitLens:
 
     def _stream(self, name: str) -> Array:
         return jnp.asarray(self.run.captured[name])
+
+    def _check(self, k: int) -> None:
+        if not 1 <= k <= self.run.config.vocab_size:
+            raise ValueError(f"k is {k}; it must be 1 to {self.run.config.vocab_size}.")
 
     def _tokens(self, token: int | str | Int[Array, "B P"]) -> Int[Array, "B P"]:
         size = self.run.config.vocab_size

@@ -15,7 +15,16 @@ from llama_jax.points import PointError, Points, resolve
 if TYPE_CHECKING:
     from llama_jax.run import Run
 
-__all__ = ["MissingPointError", "at_positions", "gathered", "held", "need", "pieces_of", "row_of"]
+__all__ = [
+    "MissingPointError",
+    "a_run",
+    "at_positions",
+    "gathered",
+    "held",
+    "need",
+    "numbered",
+    "pieces_of",
+]
 
 
 class MissingPointError(PointError):
@@ -45,12 +54,29 @@ def need(run: Run, points: Points, what: str, capture: Sequence[str] | None = No
     )
 
 
-def row_of(run: Run, row: int) -> int:
-    """A row's number, counted from the end where negative."""
-    rows = len(run.lengths)
-    if not -rows <= row < rows:
-        raise IndexError(f"Row {row}; this run has {rows}.")
-    return row % rows
+def a_run(run: Run, what: str) -> Run:
+    """The run. Raises `TypeError` for anything else, such as a Llama that is still to be run."""
+    if not hasattr(run, "captures"):
+        raise TypeError(
+            f"{what} is of a Run, as llama.run(prompt, capture=...) gives; this is a "
+            f"{type(run).__name__}."
+        )
+    return run
+
+
+def numbered(what: str, number: int, count: int) -> int:
+    """The number of one of `count` things, counted from the end where negative.
+
+    Raises `IndexError`, and `TypeError` for what is no integer.
+
+    >>> numbered("head", -1, 8)
+    7
+    """
+    if not isinstance(number, int | np.integer) or isinstance(number, bool):
+        raise TypeError(f"{what} is {number!r}; it must be an integer, 0 to {count - 1}.")
+    if not -count <= number < count:
+        raise IndexError(f"There is no {what} {number}: {count} of them, 0 to {count - 1}.")
+    return int(number) % count
 
 
 def at_positions(run: Run, positions: Positions | None, what: str) -> Int[np.ndarray, "B P"]:

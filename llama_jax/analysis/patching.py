@@ -210,6 +210,8 @@ class _Swept:
         by: str,
     ) -> None:
         self.names = resolve(point, llama.config.num_hidden_layers)
+        if not self.names:
+            raise SweepError(f"point={point!r} names no tensor; give one such as 'resid_pre'.")
         self.kind = point_of(self.names[0])
         self.metric = bound(metric, llama)
         self.title = getattr(metric, "__name__", None) or repr(metric)
@@ -346,7 +348,9 @@ _READ_BY_OTHERS = {
 def _axes(by: str, axes: str, in_layer: bool, what: str) -> tuple[str, ...]:
     possible = ["layer"] if in_layer else []
     possible += [name for name, letters in AXES.items() if set(letters) & set(axes.split())]
-    asked = tuple(part.strip() for part in by.split(",")) if isinstance(by, str) else tuple(by)
+    asked = (
+        tuple(part.strip() for part in by.split(",")) if isinstance(by, str) else tuple(by or ())
+    )
     if not asked or not set(asked) <= set(possible) or len(set(asked)) < len(asked):
         raise SweepError(
             f"by={by!r}: a sweep over {what} can go over {', '.join(possible)}, each once; "

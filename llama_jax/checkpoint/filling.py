@@ -17,7 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Bool
 
 from llama_jax.checkpoint.folder import in_words
-from llama_jax.checkpoint.tensors import DTYPES, TensorInfo, read
+from llama_jax.checkpoint.tensors import DTYPES
 from llama_jax.dtypes import as_dtype
 from llama_jax.memory import check_fits
 from llama_jax.model.product import wide
@@ -42,7 +42,7 @@ class Source(Protocol):
 
 def fill(
     slots: Mapping[str, nnx.Param],
-    sources: Mapping[str, Source | TensorInfo],
+    sources: Mapping[str, Source],
     dtype: Any,
     directory: str | os.PathLike[str],
     progress: bool = True,
@@ -63,13 +63,9 @@ def fill(
     finite: dict[str, Bool[Array, ""]] = {}
     with tqdm.auto.tqdm(desc="Loading", total=size, unit="B", unit_scale=1, disable=quiet) as bar:
         for name in order:
-            source = sources[name]
-            host = (
-                read(source, dtypes[name])
-                if isinstance(source, TensorInfo)
-                else source.read(dtypes[name])
-            )
-            array = jax.device_put(host).block_until_ready()  # one tensor at a time on its way
+            array = jax.device_put(
+                sources[name].read(dtypes[name])
+            ).block_until_ready()  # one tensor at a time on its way
             slots[name].set_value(array)
             finite[name] = _finite(array)  # while the next one is read
             bar.update(array.nbytes)

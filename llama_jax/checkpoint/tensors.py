@@ -59,6 +59,10 @@ class TensorInfo:
         """Where reading begins: in this order files are read from front to back."""
         return self.file, self.offset
 
+    def read(self, dtype: np.dtype) -> np.ndarray:
+        """The tensor as `dtype`, in memory that JAX takes over."""
+        return read(self, dtype)
+
 
 def read_header(file: pathlib.Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     """Every tensor of a file by its name, and the file's metadata.

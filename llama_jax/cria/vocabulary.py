@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from llama_jax.text.meta import LLAMA3_SPLIT
+
 #: The 256 special tokens of Llama 3.1 in the order of their ids.
 SPECIAL_TOKENS: tuple[str, ...] = (
     "<|begin_of_text|>",
@@ -21,12 +23,6 @@ SPECIAL_TOKENS: tuple[str, ...] = (
     "<|eot_id|>",
     "<|python_tag|>",
     *(f"<|reserved_special_token_{i}|>" for i in range(3, 248)),
-)
-
-#: How Llama 3 cuts a text before the merges: words with the space before them, up to three digits.
-LLAMA3_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
 

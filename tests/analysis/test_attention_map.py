@@ -135,7 +135,7 @@ def test_bad_input_is_refused_in_words(run):
     for given, error, says in (
         ({"layer": 3}, IndexError, "There is no layer 3"),
         ({"head": 4}, IndexError, "There is no head 4"),
-        ({"row": 2}, IndexError, "Row 2; this run has 2"),
+        ({"row": 2}, IndexError, "There is no row 2: 2 of them, 0 to 1"),
         ({"queries": (5, 5)}, ValueError, r"queries=\(5, 5\): a range within the row's 37"),
         ({"row": 1, "keys": (0, 22)}, ValueError, "the row's 21 positions"),
         ({"shape": (0, 4)}, ValueError, r"shape is \(0, 4\)"),

@@ -125,7 +125,7 @@ def test_what_is_missing_is_said_as_code(run):
         logit_lens(run, "mlp.out")
     with pytest.raises(ValueError, match="the vocabulary is 0 to 95"):
         logit_lens(run).probability(96)
-    with pytest.raises(IndexError, match="Layer 3; this lens has 3"):
+    with pytest.raises(IndexError, match="There is no layer 3: 3 of them, 0 to 2"):
         logit_lens(run).logits_at(3)
     with pytest.raises(ValueError, match=r"llama=llama"):
         logit_lens(dataclasses.replace(run, llama=None))

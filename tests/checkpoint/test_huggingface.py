@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from llama_jax.checkpoint import CheckpointError, filling, folder, huggingface, tensors
+from llama_jax.checkpoint import CheckpointError, folder, huggingface, tensors
 from llama_jax.config import LlamaConfig
 from llama_jax.dtypes import DtypeError, as_dtype
 from llama_jax.model import Model, parameters
@@ -206,7 +206,7 @@ def test_an_interrupt_while_loading_leaves_a_model_that_can_be_loaded(saved, mon
 
     model = Model(CONFIG)
     with monkeypatch.context() as patched:
-        patched.setattr(filling, "read", interrupted)
+        patched.setattr(tensors.TensorInfo, "read", interrupted)
         with pytest.raises(KeyboardInterrupt):
             huggingface.load(saved, model)
     huggingface.load(saved, model)
