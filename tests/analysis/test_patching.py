@@ -293,7 +293,7 @@ def _nudged(llama):
         ({"point": "zz"}, PointError, "No point is called 'zz'"),
         ({"metric": logit_difference(3, 96)}, PromptError, "Token 96: the vocabulary is 0 to 95"),
         ({"metric": logit_difference(" Mary", 3)}, PromptError, "without a tokenizer"),
-        ({"metric": logit((1, 2, 3))}, ValueError, "3 tokens for a batch of 2 rows"),
+        ({"metric": logit((1, 2, 3))}, ValueError, "3 tokens are named for a batch of 2 rows"),
         ({"metric": lambda logits: logits}, SweepError, r"The metric gives shape \[2, 96\]"),
         ({"clean": []}, PromptError, "empty"),
     ],
