@@ -131,7 +131,7 @@ def write(
     taps = taps_for(held, changes, config, lengths)
     after = {name: take.rest for name, take in takes(captures, config, lengths).items()}
     leaves, structure = leaves_of(llama.model)
-    cache = functools.partial(empty_cache, config, len(lengths), size, dtype)
+    cache = functools.partial(empty_cache, config, len(lengths), size, dtype, llama.mesh)
     writer = _Writer(structure, leaves, jax.device_put(taps), after, llama, keep)
     return writer.steps(cache, tokens, lengths, rows, single, chunk, max_new_tokens, sampling)
 

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Int
 
 from llama_jax import generate as writing
@@ -25,10 +26,11 @@ from llama_jax.dtypes import as_dtype
 from llama_jax.edits import Edit
 from llama_jax.generate import Generation, Step
 from llama_jax.gradients import Gradients
-from llama_jax.memory import check_fits
+from llama_jax.memory import check_fits, device_memory
 from llama_jax.metrics import Metric
 from llama_jax.model import Logits, Model, initialize, leaf_numbers
 from llama_jax.model.tap import EditError
+from llama_jax.parallel import make_mesh, parts
 from llama_jax.plan import Plan, plan
 from llama_jax.points import Points, resolve_weights
 from llama_jax.run import Run
@@ -36,6 +38,9 @@ from llama_jax.sampling import Sampling
 from llama_jax.text import ENDS, Reply, Tokenizer, Tool, ToolFormat, encode_chat, read_reply
 
 __all__ = ["Llama", "Prompt", "PromptError", "Rows"]
+
+# Sizes by axis, or in text; None is what is needed of the devices that are there.
+MeshLike = Mapping[str, int] | str | Mesh | None
 
 # Text, several texts, tokens [T] or [B, T], or several rows of tokens.
 Prompt = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | np.ndarray
@@ -73,6 +78,11 @@ class Llama:
     def config(self) -> LlamaConfig:
         return self.model.config
 
+    @property
+    def mesh(self) -> Mesh | None:
+        """The devices that share out weights, cache, batch and captures; None on one device."""
+        return self.model.mesh
+
     @classmethod
     def from_pretrained(
         cls,
@@ -80,6 +90,7 @@ class Llama:
         dtype: Any = None,
         config: LlamaConfig | None = None,
         revision: str | None = None,
+        mesh: MeshLike = None,
     ) -> Llama:
         """Opens a checkpoint on disk or from the hub, or `"cria"`, the small Llama that ships.
 
@@ -94,9 +105,13 @@ class Llama:
         the Hugging Face hub: its config, safetensors and tokenizer are downloaded into the hub's
         cache, at `revision`, with the access token in `HF_TOKEN`. Nothing else uses the network.
 
+        `mesh` says which devices share out what: `"tensor=8"`, or `{"data": 2, "tensor": 4}`
+        (`llama_jax.parallel`). None is one device where the model fits on it, else all local ones
+        on `tensor`. Each part of a weight is read straight to where it belongs.
+
         Everything is checked before any weight is read; raises `CheckpointError` (what is wrong
-        with the files), `ConfigError` (what this model does not do), `FileNotFoundError`,
-        `MemoryError`. Weights that are not finite are named in a warning.
+        with the files), `ConfigError` (what this model does not do), `MeshError`,
+        `FileNotFoundError`, `MemoryError`. Weights that are not finite are named in a warning.
         """
         if os.fspath(path) == "cria":
             folder = CRIA
@@ -109,12 +124,15 @@ class Llama:
         stops = huggingface.read_stop_tokens(folder)
         if meta.is_meta(folder):
             ranks = meta.inspect(folder)
-            model = Model(config or meta.read_config(folder, ranks), jnp.float32)
+            config = config or meta.read_config(folder, ranks)
+            model = Model(config, jnp.float32, _mesh(mesh, config, wanted or jnp.bfloat16))
             stops = stops or meta.stop_tokens(folder, model.config, tokenizer)
             meta.load(folder, model, ranks, wanted)
         else:
-            read = LlamaConfig.from_huggingface(huggingface.read_config(folder))
-            model = Model(config or read, jnp.float32)
+            said = huggingface.read_config(folder)
+            config = config or LlamaConfig.from_huggingface(said)
+            stored = wanted or as_dtype(said.get("torch_dtype") or said.get("dtype") or "bfloat16")
+            model = Model(config, jnp.float32, _mesh(mesh, config, stored))
             load = orbax.load if orbax.is_orbax(folder) else huggingface.load
             load(folder, model, wanted)
         named = folder == CRIA or hub.is_hub_id(path)
@@ -123,29 +141,43 @@ class Llama:
 
     @classmethod
     def random(
-        cls, config: str | LlamaConfig, seed: int = 0, dtype: Any = "float32", std: float = 0.02
+        cls,
+        config: str | LlamaConfig,
+        seed: int = 0,
+        dtype: Any = "float32",
+        std: float = 0.02,
+        mesh: MeshLike = None,
     ) -> Llama:
         """A Llama of a preset's or a config's shape with normal weights of deviation `std`.
+
+        `mesh` as in `from_pretrained`; the weights are the same on any.
 
         >>> Llama.random(dataclasses.replace(LlamaConfig.preset("llama-3.2-1b"), vocab_size=16,
         ...     hidden_size=8, intermediate_size=16, num_hidden_layers=1)).config.vocab_size
         16
         """
-        llama = cls.abstract(config, dtype)
-        check_fits(llama.config.parameter_count * llama.model.dtype.itemsize, _name(config))
-        initialize(llama.model, seed, std)
-        return llama
+        name = config if isinstance(config, str) else None
+        config = LlamaConfig.preset(config) if isinstance(config, str) else config
+        model = Model(config, as_dtype(dtype), _mesh(mesh, config, as_dtype(dtype)))
+        size = config.parameter_count * model.dtype.itemsize
+        check_fits(size, name or "A model of this config", parts("F W", model.mesh))
+        initialize(model, seed, std)
+        return cls(model, name=name)
 
     @classmethod
-    def abstract(cls, config: str | LlamaConfig, dtype: Any = "bfloat16") -> Llama:
+    def abstract(
+        cls, config: str | LlamaConfig, dtype: Any = "bfloat16", mesh: MeshLike = None
+    ) -> Llama:
         """The tree of a preset or a config with shapes and dtypes only: it takes no memory.
+
+        On a `mesh` each says too which devices would hold its parts.
 
         >>> Llama.abstract("llama-3.1-405b").model.norm.weight.get_value()
         ShapeDtypeStruct(shape=(16384,), dtype=bfloat16)
         """
         name = config if isinstance(config, str) else None
         config = LlamaConfig.preset(config) if isinstance(config, str) else config
-        return cls(Model(config, as_dtype(dtype)), name=name)
+        return cls(Model(config, as_dtype(dtype), make_mesh(mesh, config)), name=name)
 
     def save(
         self,
@@ -311,7 +343,9 @@ class Llama:
                     f"{found[0]}: the array given has shape {list(np.shape(array))}; the weight "
                     f"has {list(old.shape)}."
                 )
-            leaves[numbers[found[0]]] = jnp.asarray(array, old.dtype)
+            leaves[numbers[found[0]]] = jax.device_put(
+                jnp.asarray(array, old.dtype), None if self.mesh is None else old.sharding
+            )
         return dataclasses.replace(self, model=jax.tree.unflatten(structure, leaves))
 
     def stream(
@@ -522,5 +556,10 @@ class Llama:
         )
 
 
-def _name(config: str | LlamaConfig) -> str:
-    return config if isinstance(config, str) else "A model of this config"
+def _mesh(given: MeshLike, config: LlamaConfig, dtype: Any) -> Mesh | None:
+    """The mesh that is asked for; where none is, all devices if the weights do not fit on one."""
+    memory, count = device_memory(), jax.local_device_count()
+    needed = config.parameter_count * jnp.dtype(dtype).itemsize
+    if given is None and count > 1 and memory is not None and needed > memory:
+        given = {"tensor": count}
+    return make_mesh(given, config)

@@ -38,14 +38,19 @@ def free_memory() -> int:
     return psutil.virtual_memory().available
 
 
-def check_fits(nbytes: int, what: str) -> None:
-    """Raises `MemoryError` with both numbers where `nbytes` cannot fit on the first device."""
-    memory = device_memory()
-    if memory is not None and nbytes > memory:
+def check_fits(nbytes: int, what: str, parts: int = 1) -> None:
+    """Raises `MemoryError` with both numbers where `nbytes` cannot fit on the first device.
+
+    `parts` devices share them out; those of a CPU have one memory.
+    """
+    memory, platform = device_memory(), jax.devices()[0].platform
+    parts = 1 if platform == "cpu" else parts
+    if memory is not None and nbytes > memory * parts:
+        each = f"{parts} x " if parts > 1 else ""
         raise MemoryError(
-            f"{what} takes {nbytes / 2**30:,.1f} GiB of weights and {jax.devices()[0].platform} "
-            f"has {memory / 2**30:,.1f} GiB of memory. Llama.abstract shows its tree without any; "
-            "dtype='bfloat16' halves what float32 takes."
+            f"{what} takes {nbytes / 2**30:,.1f} GiB of weights and {platform} has "
+            f"{each}{memory / 2**30:,.1f} GiB of memory. Llama.abstract shows its tree without "
+            "any; dtype='bfloat16' halves what float32 takes."
         )
 
 

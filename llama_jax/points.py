@@ -22,6 +22,7 @@ __all__ = [
     "Point",
     "PointError",
     "Points",
+    "axes_inside",
     "is_pair",
     "point_of",
     "resolve",
@@ -241,6 +242,16 @@ def point_of(name: str) -> Point:
 
 
 _KINDS = {point.name: point for point in POINTS}
+_INSIDE = {point.local: point.axes for point in POINTS}
+
+
+def axes_inside(name: str) -> str:
+    """The axes of a point by its name inside its layer, or by its full name outside of layers.
+
+    >>> axes_inside("self_attn.pattern"), axes_inside("embed")
+    ('B N T S', 'B T D')
+    """
+    return _INSIDE[name]
 
 
 def resolve_weights(item: object, names: Iterable[str]) -> tuple[str, ...]:

@@ -14,13 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm.auto
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Bool
 
 from llama_jax.checkpoint.folder import in_words
-from llama_jax.checkpoint.tensors import DTYPES
+from llama_jax.checkpoint.tensors import DTYPES, Part
 from llama_jax.dtypes import as_dtype
 from llama_jax.memory import check_fits
+from llama_jax.model import place_of
 from llama_jax.model.product import wide
+from llama_jax.parallel import parts
 
 __all__ = ["Source", "check_finite", "fill"]
 
@@ -35,8 +38,8 @@ class Source(Protocol):
     @property
     def place(self) -> tuple[pathlib.Path, int]: ...
 
-    def read(self, dtype: np.dtype) -> np.ndarray:
-        """The whole tensor as `dtype`, in memory that JAX takes over."""
+    def read(self, dtype: np.dtype, part: Part | None = None) -> np.ndarray:
+        """The tensor, or a part of it, as `dtype`, in memory that JAX takes over."""
         ...
 
 
@@ -46,8 +49,12 @@ def fill(
     dtype: Any,
     directory: str | os.PathLike[str],
     progress: bool = True,
+    mesh: Mesh | None = None,
 ) -> None:
     """Puts each source's weights into the slot of its name, as stored or cast to `dtype`.
+
+    What the slot holds says where: of a weight that several devices share out, each part is read
+    once by each process that has a device for it, and nothing else of it.
 
     Raises `MemoryError` before anything is read where there is no room. float64 becomes float32
     unless JAX has 64 bits switched on. Weights with NaN or infinity are named in a warning.
@@ -58,18 +65,30 @@ def fill(
     else:
         dtypes = dict.fromkeys(order, as_dtype(dtype))
     size = sum(math.prod(sources[name].shape) * dtypes[name].itemsize for name in order)
-    check_fits(size, str(directory))
+    check_fits(size, str(directory), parts("F W", mesh))
     quiet = not progress or size < 200e6
     finite: dict[str, Bool[Array, ""]] = {}
     with tqdm.auto.tqdm(desc="Loading", total=size, unit="B", unit_scale=1, disable=quiet) as bar:
         for name in order:
-            array = jax.device_put(
-                sources[name].read(dtypes[name])
-            ).block_until_ready()  # one tensor at a time on its way
+            array = _array(sources[name], dtypes[name], place_of(slots[name].get_value()))
             slots[name].set_value(array)
             finite[name] = _finite(array)  # while the next one is read
             bar.update(array.nbytes)
     _warn(finite, directory)
+
+
+def _array(source: Source, dtype: np.dtype, place: NamedSharding | None) -> Array:
+    if place is None:
+        return jax.device_put(source.read(dtype)).block_until_ready()  # one on its way at a time
+    holders: dict[tuple[tuple[int, int], ...], list[Any]] = {}
+    for device, index in place.addressable_devices_indices_map(source.shape).items():
+        spans = (at.indices(size)[:2] for at, size in zip(index, source.shape, strict=True))
+        holders.setdefault(tuple(spans), []).append(device)
+    arrays = []
+    for spans, devices in holders.items():
+        part = source.read(dtype, tuple(slice(*span) for span in spans))
+        arrays += [jax.device_put(part, device).block_until_ready() for device in devices]
+    return jax.make_array_from_single_device_arrays(source.shape, place, arrays)
 
 
 def check_finite(arrays: Mapping[str, Array], directory: str | os.PathLike[str]) -> None:

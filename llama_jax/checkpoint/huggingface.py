@@ -118,7 +118,7 @@ def load(directory: Path, model: Model, dtype: Any = None, progress: bool = True
     tensors = inspect(directory)
     slots = parameters(model)
     _check(directory, tensors, {name: slot.get_value().shape for name, slot in slots.items()})
-    fill(slots, tensors, dtype, directory, progress)
+    fill(slots, tensors, dtype, directory, progress, model.mesh)
 
 
 def save(

@@ -12,6 +12,7 @@ import dataclasses
 import os
 import pathlib
 import pickle
+import struct
 import zipfile
 from collections.abc import Sequence
 from typing import Any
@@ -32,13 +33,13 @@ from llama_jax.checkpoint.folder import (
 from llama_jax.checkpoint.tensors import (
     DTYPES,
     CheckpointError,
+    Part,
     TensorInfo,
     aligned,
     equal,
     listed,
     on_host,
-    read,
-    read_into,
+    whole,
 )
 from llama_jax.config import LlamaConfig
 from llama_jax.model import Model, parameters
@@ -172,7 +173,7 @@ def load(
             f"{directory}: files and params.json do not fit.{lines}\n"
             "Do params.json and these files belong together?"
         )
-    fill(slots, sources, dtype, directory, progress)
+    fill(slots, sources, dtype, directory, progress, model.mesh)
 
 
 def save(directory: Path, model: Model, tokenizer: Tokenizer | None = None) -> None:
@@ -268,24 +269,34 @@ class _Parts:
     def place(self) -> tuple[pathlib.Path, int]:
         return self.parts[0].place
 
-    def read(self, dtype: np.dtype) -> np.ndarray:
-        whole = self.axis is None or len(self.parts) == 1
-        if whole and self.turned is None:
-            return read(self.parts[0], dtype)
-        assert self.axis is not None
-        array, start = aligned(self.shape, dtype), 0
-        for part in self.parts:
-            stop = start + part.shape[self.axis]
-            if self.axis == 0 and self.turned is None:
-                read_into(part, array[start:stop])
-            elif self.axis == 0:
-                assert self.turned is not None
-                heads = self.turned * part.shape[0] // self.shape[0]
-                _halves(read(part, DTYPES[part.dtype]), heads, array[start:stop])
+    def read(self, dtype: np.dtype, part: Part | None = None) -> np.ndarray:
+        """The tensor, or a part of it that cuts no head, as `dtype`; reads its own bytes only."""
+        part = whole(self.shape) if part is None else part
+        axis = self.axis
+        if axis is None or (len(self.parts) == 1 and self.turned is None):
+            return self.parts[0].read(dtype, part)
+        array, start = aligned(tuple(x.stop - x.start for x in part), dtype), 0
+        for held in self.parts:
+            low, high = (
+                min(max(at, start), start + held.shape[axis]) - start
+                for at in (part[axis].start, part[axis].stop)
+            )
+            here = _along(part, axis, slice(low, high))
+            at = slice(low + start - part[axis].start, high + start - part[axis].start)
+            out = array[_along(whole(array.shape), axis, at)]
+            start += held.shape[axis]
+            if low == high:
+                continue
+            if self.turned is None:
+                held.read_into(out, here)
             else:
-                array[:, start:stop] = read(part, DTYPES[part.dtype])
-            start = stop
+                heads = self.turned * (high - low) // self.shape[0]
+                _halves(held.read(DTYPES[held.dtype], here), heads, out)
         return array
+
+
+def _along(part: Part, axis: int, at: slice) -> Part:
+    return (*part[:axis], at, *part[axis + 1 :])
 
 
 def _halves(rows: np.ndarray, heads: int, out: np.ndarray) -> None:
@@ -320,8 +331,6 @@ def _copies(ranks: Sequence[Rank]) -> int:
 
 def _header(file: pathlib.Path) -> Rank:
     torch = _torch()
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
     size = f"{file} ({file.stat().st_size:,} bytes)"
     if not zipfile.is_zipfile(file):
         raise CheckpointError(
@@ -329,9 +338,8 @@ def _header(file: pathlib.Path) -> Rank:
             "Is it a download that broke off, a Git LFS pointer, or of before 2020?"
         )
     try:
-        # Tensors that have shapes and know their place in the file, and no memory.
-        with FakeTensorMode():
-            content = torch.load(file, map_location="cpu", weights_only=True)
+        # Mapped into memory, which reads none of it; where a tensor lies there tells its offset.
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         reason = str(error).split("\n")
         found = next((line for line in reason if "GLOBAL" in line or "Unsupported" in line), "")
@@ -351,22 +359,34 @@ def _header(file: pathlib.Path) -> Rank:
         torch.float32: "F32",
         torch.float64: "F64",
     }
-    tensors = {}
-    for name, tensor in content.items():
-        start = getattr(tensor.untyped_storage(), "_checkpoint_offset", None)
-        if start is None or not tensor.is_contiguous():
-            raise CheckpointError(
-                f"{size}: {name} does not lie in the file in one piece. Open it with torch and "
-                "save it again."
-            )
-        tensors[name] = TensorInfo(
+    apart = [name for name, tensor in content.items() if not tensor.is_contiguous()]
+    if apart:
+        raise CheckpointError(
+            f"{size}: {in_words(apart)} does not lie in the file in one piece. Open it with torch "
+            "and save it again."
+        )
+    mapped = min((x.untyped_storage().data_ptr() for x in content.values()), default=0)
+    start = _first_storage(file)
+    return {
+        name: TensorInfo(
             file,
-            start + tensor.storage_offset() * tensor.element_size(),
+            start + tensor.data_ptr() - mapped,
             tensor.numel() * tensor.element_size(),
             tuple(tensor.shape),
             dtypes.get(tensor.dtype, str(tensor.dtype)),
         )
-    return tensors
+        for name, tensor in content.items()
+    }
+
+
+def _first_storage(file: pathlib.Path) -> int:
+    """Where the bytes of the first tensor begin in a torch file, which is a zip archive."""
+    with zipfile.ZipFile(file) as archive:
+        found = [entry.header_offset for entry in archive.infolist() if "/data/" in entry.filename]
+    with open(file, "rb") as stream:
+        stream.seek(min(found, default=0) + 26)  # a header's last 4 of 30 bytes: what follows it
+        name, extra = struct.unpack("<HH", stream.read(4))
+        return stream.tell() + name + extra
 
 
 def _as_torch(torch: Any, array: np.ndarray) -> Any:

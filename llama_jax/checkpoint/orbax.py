@@ -6,6 +6,7 @@ restores lies where it was asked to lie.
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import pathlib
@@ -20,7 +21,8 @@ from llama_jax.checkpoint.folder import check_replaceable, existing, in_words, r
 from llama_jax.checkpoint.tensors import CheckpointError, listed
 from llama_jax.dtypes import as_dtype
 from llama_jax.memory import check_fits
-from llama_jax.model import Model, parameters
+from llama_jax.model import Model, parameters, place_of
+from llama_jax.parallel import parts
 from llama_jax.text import Tokenizer
 
 __all__ = ["is_orbax", "load", "save"]
@@ -38,7 +40,7 @@ def is_orbax(directory: pathlib.Path) -> bool:
 def load(directory: Path, model: Model, dtype: Any = None, shardings: Any = None) -> None:
     """Fills `model` with the weights of a checkpoint, as stored or cast to `dtype`.
 
-    `shardings` maps names of parameters to where they are to lie; the default device for others.
+    They lie where the model says, or where `shardings` does, by names of parameters.
     All names and shapes are checked before any weight is read. Raises `CheckpointError`,
     `MemoryError`.
     """
@@ -70,10 +72,11 @@ def load(directory: Path, model: Model, dtype: Any = None, shardings: Any = None
         abstract = {}
         for name, shape in wanted.items():
             kind = jax.dtypes.canonicalize_dtype(stored[name].dtype)
-            place = (shardings or {}).get(name, here)
+            place = (shardings or {}).get(name) or place_of(shape) or here
             kind = kind if dtype is None else as_dtype(dtype)
             abstract[name] = jax.ShapeDtypeStruct(shape.shape, kind, sharding=place)
-        check_fits(sum(x.size * x.dtype.itemsize for x in abstract.values()), str(directory))
+        size = sum(x.size * x.dtype.itemsize for x in abstract.values())
+        check_fits(size, str(directory), parts("F W", model.mesh))
         # The largest first, a few at a time: what Orbax holds on the way is then never on top of
         # all the others.
         order = sorted(abstract, key=lambda name: -abstract[name].size)
@@ -89,6 +92,7 @@ def load(directory: Path, model: Model, dtype: Any = None, shardings: Any = None
                 )
                 for name in names:
                     slots[name].set_value(restored[name])
+                gc.collect()  # what Orbax leaves behind refers to itself, and holds a copy
         except Exception as error:
             raise CheckpointError(
                 f"{directory / WEIGHTS} cannot be read: {_said(error)}. Is it a copy that broke "
@@ -139,7 +143,11 @@ def _groups(arrays: dict[str, jax.ShapeDtypeStruct]) -> Iterator[list[str]]:
 def _checkpointer(ocp: Any, largest: int = 0) -> Any:
     """One that has as little on its way at once as its `largest` array allows, in whole GB."""
     limit = 1 + largest // 10**9
-    handler = ocp.PyTreeCheckpointHandler(save_concurrent_gb=limit, restore_concurrent_gb=limit)
+    handler = ocp.PyTreeCheckpointHandler(
+        save_concurrent_gb=limit,
+        restore_concurrent_gb=limit,
+        use_compression=False,  # weights shrink by a fifth and are read at half the speed
+    )
     return ocp.Checkpointer(handler)
 
 

@@ -6,9 +6,11 @@ takes over; JAX has to copy what `safetensors` itself returns, which is several 
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import json
 import math
+import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -21,14 +23,14 @@ from safetensors import SafetensorError, safe_open
 __all__ = [
     "DTYPES",
     "CheckpointError",
+    "Part",
     "TensorInfo",
     "aligned",
     "equal",
     "listed",
     "on_host",
-    "read",
     "read_header",
-    "read_into",
+    "whole",
 ]
 
 #: What is read, by the format's names.
@@ -38,6 +40,9 @@ DTYPES: dict[str, np.dtype] = {
     "F32": jnp.dtype("float32"),
     "F64": jnp.dtype("float64"),
 }
+
+#: Along each axis from where to where.
+Part = tuple[slice, ...]
 
 
 class CheckpointError(ValueError):
@@ -59,9 +64,38 @@ class TensorInfo:
         """Where reading begins: in this order files are read from front to back."""
         return self.file, self.offset
 
-    def read(self, dtype: np.dtype) -> np.ndarray:
-        """The tensor as `dtype`, in memory that JAX takes over."""
-        return read(self, dtype)
+    def read(self, dtype: np.dtype, part: Part | None = None) -> np.ndarray:
+        """The tensor, or a part of it, as `dtype`, in memory that JAX takes over."""
+        array = aligned(self.shape if part is None else _shape(part), dtype)
+        self.read_into(array, part)
+        return array
+
+    def read_into(self, array: np.ndarray, part: Part | None = None) -> None:
+        """Reads it into an array, cast a few megabytes at a time; of a part only its own bytes."""
+        if part is None or part == whole(self.shape):
+            return _read_into(self, array)
+        rows, *others = part
+        if others == whole(self.shape[1:]) and array.flags.c_contiguous:
+            size = self.nbytes // self.shape[0]
+            start, stop = rows.start, rows.stop
+            here = dataclasses.replace(
+                self,
+                offset=self.offset + start * size,
+                nbytes=(stop - start) * size,
+                shape=(stop - start, *self.shape[1:]),
+            )
+            return _read_into(here, array)
+        stored = DTYPES[self.dtype]
+        array[...] = np.memmap(self.file, stored, "r", self.offset, self.shape)[part]
+
+
+def whole(shape: tuple[int, ...]) -> Part:
+    """All of a tensor, as a part of it."""
+    return tuple(slice(0, size) for size in shape)
+
+
+def _shape(part: Part) -> tuple[int, ...]:
+    return tuple(along.stop - along.start for along in part)
 
 
 def read_header(file: pathlib.Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
@@ -94,27 +128,22 @@ def read_header(file: pathlib.Path) -> tuple[dict[str, TensorInfo], dict[str, st
     return tensors, metadata
 
 
-def read(info: TensorInfo, dtype: np.dtype) -> np.ndarray:
-    """The tensor as `dtype`, in memory that JAX takes over."""
-    array = aligned(info.shape, dtype)
-    read_into(info, array)
-    return array
+def _read_into(info: TensorInfo, array: np.ndarray) -> None:
+    stored, flat = DTYPES[info.dtype], array.reshape(-1)
+    count = _CHUNK // stored.itemsize
 
-
-def read_into(info: TensorInfo, array: np.ndarray) -> None:
-    """Reads the tensor into an array in one piece, cast a few megabytes at a time."""
-    stored = DTYPES[info.dtype]
-    flat = array.reshape(-1)
-    with open(info.file, "rb", buffering=0) as file:
-        file.seek(info.offset)
-        if stored == array.dtype:
-            _fill(file, flat)
-        else:
-            chunk = np.empty(_CHUNK // stored.itemsize, stored)
-            for start in range(0, flat.size, chunk.size):
-                part = chunk[: flat.size - start]
+    def piece(start: int) -> None:
+        out = flat[start : start + count]
+        with open(info.file, "rb", buffering=0) as file:
+            file.seek(info.offset + start * stored.itemsize)
+            if stored == array.dtype:
+                _fill(file, out)
+            else:
+                part = np.empty(out.size, stored)
                 _fill(file, part)
-                flat[start : start + part.size] = part
+                out[...] = part
+
+    list(_READERS.map(piece, range(0, flat.size, count)))
 
 
 def equal(a: TensorInfo, b: TensorInfo) -> bool:
@@ -143,6 +172,9 @@ def on_host(array: jax.Array | np.ndarray) -> np.ndarray:
 
 
 _CHUNK = 4 * 2**20  # bytes that fit into a cache, so that a cast finds there what was just read
+
+# Copying from the system's cache and first touching memory take a core each its time.
+_READERS = concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1), "read")
 
 
 def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

@@ -15,6 +15,7 @@ from llama_jax.model.modules import (
     leaf_numbers,
     leaves_of,
     parameters,
+    place_of,
     readout,
     unembed,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "leaf_numbers",
     "leaves_of",
     "parameters",
+    "place_of",
     "readout",
     "unembed",
 ]

@@ -7,17 +7,26 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from llama_jax.model.product import product
-from llama_jax.model.tap import Taps
+from llama_jax.model.tap import NO_TAPS, Taps
 
 __all__ = ["attend", "causal_mask"]
 
 
 def causal_mask(
-    positions: Int[Array, "B T"], lengths: Int[Array, " B"], size: int
+    positions: Int[Array, "B T"],
+    lengths: Int[Array, " B"],
+    size: int,
+    documents: Int[Array, "B T"] | None = None,
 ) -> Bool[Array, "B T S"]:
-    """True where a query may read a key: not after it, and within its row's `lengths` tokens."""
+    """True where a query may read a key: not after it, and within its row's `lengths` tokens.
+
+    With `documents` also within its own: equal numbers are one document.
+    """
     keys = jnp.arange(size)
-    return (keys <= positions[..., None]) & (keys < lengths[:, None, None])
+    mask = (keys <= positions[..., None]) & (keys < lengths[:, None, None])
+    if documents is not None:
+        mask &= documents[:, :, None] == documents[:, None, :]
+    return mask
 
 
 # Above so many queries and scores a layer's T x S maps are made a block of queries at a time.
@@ -41,29 +50,46 @@ def attend(
     see or change one, and where they are small.
     """
     batch, queries, heads, _ = q.shape
-    scores = batch * heads * queries * k.shape[1]
+    devices = 1 if taps.mesh is None else taps.mesh.size
+    scores = batch * heads * queries * k.shape[1] // devices
+    if queries > 1:  # each device has some of the queries, and needs all keys
+        k, v = taps.shard(k, "B S K H"), taps.shard(v, "B S K H")
     if taps.wants("scores") or taps.wants("pattern"):
         z = _attend(q, k, v, mask, taps)
     elif queries > BLOCK and scores > LARGEST_MAP:
-        z = _by_queries(q, k, v, mask)
-    elif batch > 1 and queries > 1 and scores > CACHED_MAP:
-        z = jax.lax.platform_dependent(q, k, v, mask, cpu=_by_rows, default=_attend)
+        z = _by_queries(q, k, v, mask, taps)
+    elif batch > 1 and queries > 1 and scores > CACHED_MAP and devices == 1:
+        z = jax.lax.platform_dependent(q, k, v, mask, cpu=_by_rows, default=_whole)
     else:
-        z = _attend(q, k, v, mask)
+        z = _attend(q, k, v, mask, taps)
     return taps("z", z)
 
 
-def _by_queries(q: Array, k: Array, v: Array, mask: Array) -> Float[Array, "B T N H"]:
+def _by_queries(q: Array, k: Array, v: Array, mask: Array, taps: Taps) -> Float[Array, "B T N H"]:
     batch, queries, heads, size = q.shape
-    rest = -queries % BLOCK
-    blocks = (
-        jnp.pad(q, ((0, 0), (0, rest), (0, 0), (0, 0))),
-        jnp.pad(mask, ((0, 0), (0, rest), (0, 0)), constant_values=True),
-    )
-    by_block = tuple(x.reshape(batch, -1, BLOCK, *x.shape[2:]).swapaxes(0, 1) for x in blocks)
-    one = jax.checkpoint(lambda block: _attend(block[0], k, v, block[1]))
-    z = jax.lax.map(one, by_block)
-    return z.swapaxes(0, 1).reshape(batch, -1, heads, size)[:, :queries]
+    # Each block has queries of every device that shares out the positions.
+    parts = 1 if taps.mesh is None else taps.mesh.shape["sequence"]
+    parts = parts if queries % parts == 0 else 1
+    block = max(BLOCK // parts, 1)
+    rest = -(queries // parts) % block
+
+    def by_block(x: Array, fill: bool) -> Array:
+        x = x.reshape(batch, parts, -1, *x.shape[2:])
+        room = ((0, 0), (0, 0), (0, rest), *[(0, 0)] * (x.ndim - 3))
+        x = jnp.pad(x, room, constant_values=fill)
+        x = x.reshape(batch, parts, -1, block, *x.shape[3:]).transpose(
+            2, 0, 1, 3, *range(4, x.ndim + 1)
+        )
+        return x.reshape(-1, batch, parts * block, *x.shape[4:])
+
+    one = jax.checkpoint(lambda block: _attend(block[0], k, v, block[1], taps))
+    z = jax.lax.map(one, (by_block(q, False), by_block(mask, True)))
+    z = z.reshape(-1, batch, parts, block, heads, size).transpose(1, 2, 0, 3, 4, 5)
+    return z.reshape(batch, parts, -1, heads, size)[:, :, : queries // parts].reshape(q.shape)
+
+
+def _whole(q: Array, k: Array, v: Array, mask: Array) -> Float[Array, "B T N H"]:
+    return _attend(q, k, v, mask, NO_TAPS)
 
 
 def _by_rows(q: Array, k: Array, v: Array, mask: Array) -> Float[Array, "B T N H"]:
@@ -72,7 +98,7 @@ def _by_rows(q: Array, k: Array, v: Array, mask: Array) -> Float[Array, "B T N H
     at_once = next(rows for rows in range(min(at_once, batch), 0, -1) if batch % rows == 0)
     rows = tuple(x.reshape(-1, at_once, *x.shape[1:]) for x in (q, k, v, mask))
     # What the way back needs is made again, in the cache, rather than kept.
-    return jax.lax.map(jax.checkpoint(lambda row: _attend(*row)), rows).reshape(q.shape)
+    return jax.lax.map(jax.checkpoint(lambda row: _whole(*row)), rows).reshape(q.shape)
 
 
 def _attend(
@@ -80,19 +106,22 @@ def _attend(
     k: Float[Array, "B S K H"],
     v: Float[Array, "B S K H"],
     mask: Bool[Array, "B T S"],
-    taps: Taps | None = None,
+    taps: Taps,
 ) -> Float[Array, "B T N H"]:
     batch, queries, heads, size = q.shape
     groups = k.shape[2]
     # The small tensors are brought into the order of the products, not the T x S ones.
     grouped = q.reshape(batch, queries, groups, heads // groups, size).transpose(0, 2, 3, 1, 4)
+    grouped = taps.shard(grouped, "B K G T H")
     scores = product("BKGTH,BSKH->BKGTS", grouped, k).reshape(batch, heads, queries, -1)
     readable = mask[:, None]
     scores = jnp.where(readable, scores * size**-0.5, -jnp.inf)
     # Whatever an edit says, no query reads what comes after it, padding, or the cache's free room.
-    scores = scores if taps is None else taps("scores", scores, readable, -jnp.inf)
+    if taps.wants("scores"):
+        scores = taps("scores", scores, readable, -jnp.inf)
     pattern = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
-    pattern = pattern if taps is None else taps("pattern", pattern, readable, 0)
+    if taps.wants("pattern"):
+        pattern = taps("pattern", pattern, readable, 0)
     by_group = pattern.reshape(batch, groups, heads // groups, queries, -1)
     z = product("BKGTS,BSKH->BKGTH", by_group, v).transpose(0, 3, 1, 2, 4)
     return z.reshape(q.shape).astype(q.dtype)

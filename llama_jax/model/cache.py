@@ -6,11 +6,15 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from llama_jax.config import LlamaConfig
+from llama_jax.parallel import parts, sharding
 
-__all__ = ["Cache", "append", "empty_cache"]
+__all__ = ["CACHE_AXES", "Cache", "append", "append_shared", "empty_cache"]
+
+CACHE_AXES = "B C K H"
 
 
 @jax.tree_util.register_dataclass
@@ -31,14 +35,22 @@ class Cache:
         return self.keys[0].shape[1]
 
 
-def empty_cache(config: LlamaConfig, batch: int, size: int, dtype: jnp.dtype) -> Cache:
-    """Room for `size` positions of `batch` sequences: `2 * L * B * S * K * H` numbers."""
+def empty_cache(
+    config: LlamaConfig, batch: int, size: int, dtype: jnp.dtype, mesh: Mesh | None = None
+) -> Cache:
+    """Room for `size` positions of `batch` sequences: `2 * L * B * S * K * H` numbers.
+
+    On a mesh there are as many rows as it divides, and each device holds its part.
+    """
+    batch += -batch % parts("B", mesh)
     shape = (batch, size, config.num_key_value_heads, config.head_dim)
     layers = range(config.num_hidden_layers)
+    place = None if mesh is None else sharding(CACHE_AXES, mesh, shape)
+    everywhere = None if mesh is None else sharding("1", mesh)
     return Cache(
-        keys=tuple(jnp.zeros(shape, dtype) for _ in layers),
-        values=tuple(jnp.zeros(shape, dtype) for _ in layers),
-        lengths=jnp.zeros((batch,), jnp.int32),
+        keys=tuple(jnp.zeros(shape, dtype, device=place) for _ in layers),
+        values=tuple(jnp.zeros(shape, dtype, device=place) for _ in layers),
+        lengths=jnp.zeros((batch,), jnp.int32, device=everywhere),
     )
 
 
@@ -51,3 +63,16 @@ def append(
     """
     write = jax.vmap(lambda row, block, at: jax.lax.dynamic_update_slice(row, block, (at, 0, 0)))
     return write(stored, new.astype(stored.dtype), lengths)
+
+
+def append_shared(
+    stored: Float[Array, "B S K H"], new: Float[Array, "B T K H"], lengths: Int[Array, " B"]
+) -> Float[Array, "B S K H"]:
+    """As `append`, for positions that lie on several devices: each takes those of its own.
+
+    All of the cache is read and written, and nothing of it is sent.
+    """
+    source = jnp.arange(stored.shape[1]) - lengths[:, None]
+    here = (source >= 0) & (source < new.shape[1])
+    taken = jnp.take_along_axis(new, source[..., None, None], axis=1, mode="clip")
+    return jnp.where(here[..., None, None], taken.astype(stored.dtype), stored)

@@ -11,6 +11,7 @@ passing the module itself costs milliseconds a call.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import types
 import zlib
@@ -20,15 +21,17 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float, Int
 
 from llama_jax.config import LlamaConfig
 from llama_jax.model.attention import attend, causal_mask
-from llama_jax.model.cache import Cache, append
+from llama_jax.model.cache import CACHE_AXES, Cache, append, append_shared
 from llama_jax.model.layers import Layers
 from llama_jax.model.product import linear, product, wide
 from llama_jax.model.rope import rotary_tables, rotate
 from llama_jax.model.tap import NO_TAPS, Tap, Taps
+from llama_jax.parallel import Layout, weight_shardings
 
 __all__ = [
     "Context",
@@ -41,6 +44,7 @@ __all__ = [
     "leaf_numbers",
     "leaves_of",
     "parameters",
+    "place_of",
     "readout",
     "unembed",
 ]
@@ -50,8 +54,8 @@ class Embedding(nnx.Module):
     def __init__(self, vocabulary: int, size: int, dtype: jnp.dtype) -> None:
         self.weight = _abstract((vocabulary, size), dtype)
 
-    def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        return self.weight[...][tokens]
+    def __call__(self, tokens: Int[Array, "B T"], taps: Taps = NO_TAPS) -> Float[Array, "B T D"]:
+        return taps.shard(self.weight[...], "V D")[tokens]
 
 
 class Linear(nnx.Module):
@@ -85,7 +89,13 @@ class RMSNorm(nnx.Module):
         return taps("out", taps("normalized", normalized.astype(x.dtype)) * self.weight[...])
 
 
-class Context(NamedTuple):
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["cos", "sin", "mask", "before", "lengths"],
+    meta_fields=["layout"],
+)
+@dataclasses.dataclass(frozen=True)
+class Context:
     """What every layer of one forward shares; made once a forward, not once a layer."""
 
     cos: Float[Array, "B T H/2"]
@@ -93,6 +103,7 @@ class Context(NamedTuple):
     mask: Array  # bool [B, T, S]
     before: Int[Array, " B"]  # how many positions of each row the cache held before
     lengths: Int[Array, " B"]  # how many of the new ones are real
+    layout: Layout | None = None  # of the arrays, on several devices
 
     def at(self, queries: Int[Array, "B Q"]) -> Context:
         """That of some of the new positions, all of which are real."""
@@ -122,8 +133,12 @@ class Attention(nnx.Module):
         v = taps("v", self._heads(self.v_proj(x)))
         k = taps("k_rot", rotate(k, context.cos, context.sin))
         if cached is not None:
-            k = append(cached[0], k, context.before)
-            v = append(cached[1], v, context.before)
+            shared = taps.mesh is not None and taps.mesh.shape["sequence"] > 1
+            write = append_shared if shared else append
+            k, v = (
+                taps.shard(write(old, new, context.before), CACHE_AXES)
+                for old, new in zip(cached, (k, v), strict=True)
+            )
             cached = (k, v)
         if only is not None:
             x, context = _at(x, only), context.at(only)
@@ -189,18 +204,28 @@ class Layer(nnx.Module):
 class Model(nnx.Module):
     """A Llama 3 of the given architecture. Its parameters are abstract until they are filled.
 
+    With a mesh (`llama_jax.parallel`) each says which devices are to hold its parts.
+
     >>> model = Model(LlamaConfig.preset("llama-3.1-8b"), jnp.bfloat16)
     >>> model.layers[3].self_attn.k_proj.weight.get_value()
     ShapeDtypeStruct(shape=(1024, 4096), dtype=bfloat16)
     """
 
-    def __init__(self, config: LlamaConfig, dtype: jnp.dtype = jnp.float32) -> None:
+    def __init__(
+        self, config: LlamaConfig, dtype: jnp.dtype = jnp.float32, mesh: Mesh | None = None
+    ) -> None:
         self.config = config
+        self.mesh = mesh
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, dtype)
         self.layers = Layers(Layer(config, dtype) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
         if not config.tie_word_embeddings:
             self.lm_head = Linear(config.hidden_size, config.vocab_size, dtype)
+        if mesh is not None:
+            slots = parameters(self)
+            for name, place in weight_shardings(slots, mesh).items():
+                shape = slots[name].get_value().shape
+                slots[name].set_value(jax.ShapeDtypeStruct(shape, dtype, sharding=place))
 
     @property
     def dtype(self) -> jnp.dtype:
@@ -226,31 +251,41 @@ def forward(
     cache: Cache | None = None,
     taps: Mapping[str, Tap] = types.MappingProxyType({}),
     logits: Logits = "all",
+    documents: Int[Array, "B T"] | None = None,
 ) -> Forward:
     """Runs `tokens` behind what `cache` holds; without a cache they are the whole sequence.
 
     `lengths` says how many of each row's T tokens are real; the rest is padding on the right, that
     no real position reads. `taps` maps full names of points to what happens there; masks and values
     with a T span all positions, those in the cache among them. `logits` are made at all positions,
-    at each row's last real one, or not at all (`"none"`). To be called inside `jax.jit`.
+    at each row's last real one, or not at all (`"none"`). `documents` numbers the documents of each
+    row, which then read nothing of each other (without a cache only). To be called inside
+    `jax.jit`.
     """
+    rows, real, layout = len(tokens), lengths, None
+    if model.mesh is not None:
+        layout = Layout.of(model.mesh, tokens.shape, cache is not None)
+        tokens, lengths = layout.padded(tokens, lengths)
     before = jnp.zeros_like(lengths) if cache is None else cache.lengths
     size = tokens.shape[1] if cache is None else cache.size
     positions = before[:, None] + jnp.arange(tokens.shape[1])
     cos, sin = rotary_tables(model.config, positions, wide(model.dtype))
-    mask = causal_mask(positions, before + lengths, size)
-    context = Context(cos, sin, mask, before, lengths)
+    if documents is not None:
+        padding = [(0, new - old) for new, old in zip(tokens.shape, documents.shape, strict=True)]
+        documents = jnp.pad(documents, padding)
+    mask = causal_mask(positions, before + lengths, size, documents)
+    context = Context(cos, sin, mask, before, lengths, layout)
 
     if cache is not None:
-        taps = {name: tap.at(positions) for name, tap in taps.items()}
-    seen = Taps(taps, lengths)
-    x = seen("embed", model.embed_tokens(tokens))
+        taps = {name: tap.at(positions[:rows]) for name, tap in taps.items()}
+    seen = Taps(taps, real, layout)
+    x = seen("embed", model.embed_tokens(tokens, seen))
     stored = []
     for i, layer in enumerate(model.layers):
         cached = None if cache is None else (cache.keys[i], cache.values[i])
         prefix = f"layers.{i}."
         inside = {n.removeprefix(prefix): tap for n, tap in taps.items() if n.startswith(prefix)}
-        x, cached, captured = _layer(layer, x, context, cached, inside)
+        x, cached, captured = _layer(layer, x, context, cached, inside, real)
         seen.captured.update({prefix + name: value for name, value in captured.items()})
         stored.append(cached)
     if cache is not None:
@@ -262,11 +297,16 @@ def forward(
         made = seen("logits", unembed(model, hidden))
     elif logits == "last":
         end = jnp.maximum(lengths - 1, 0)[:, None]
-        own = {name: tap.at(end) for name, tap in taps.items() if name == "logits"}
-        alone = Taps(own, jnp.ones_like(lengths))
+        own = {name: tap.at(end[:rows]) for name, tap in taps.items() if name == "logits"}
+        alone = Taps(own, jnp.ones_like(real), layout and dataclasses.replace(layout, queries=1))
         last = jnp.take_along_axis(hidden, end[..., None], axis=1)
         made = alone("logits", unembed(model, last))
         seen.captured.update(alone.captured)
+    if layout is not None:
+        hidden, made = (
+            x if x is None else layout.shard(layout.cut(x, axes), axes)
+            for x, axes in ((hidden, "B T D"), (made, "B T V"))
+        )
     return Forward(hidden, made, cache, seen.captured)
 
 
@@ -277,9 +317,10 @@ def _layer(
     context: Context,
     cached: tuple[Array, Array] | None,
     taps: dict[str, Tap],
+    real: Int[Array, " B"],
 ) -> tuple[Float[Array, "B T D"], tuple[Array, Array] | None, dict[str, Any]]:
     # A function of its own, under names without a layer's number: equal layers share one trace.
-    seen = Taps(taps, context.lengths)
+    seen = Taps(taps, real, context.layout)
     x, cached = layer(x, context, cached, seen)
     return x, cached, seen.captured
 
@@ -334,17 +375,25 @@ def initialize(model: Model, seed: int = 0, std: float = 0.02) -> None:
     """
     key = jax.random.key(seed)
     for name, parameter in parameters(model).items():
-        shape, dtype = parameter.get_value().shape, parameter.get_value().dtype
-        if len(shape) == 1:
-            parameter.set_value(jnp.ones(shape, dtype))
+        old = parameter.get_value()
+        if len(old.shape) == 1:
+            parameter.set_value(jnp.ones(old.shape, old.dtype, device=place_of(old)))
         else:
             own = jax.random.fold_in(key, zlib.crc32(name.encode()))
-            parameter.set_value(_normal(own, shape, dtype, std))
+            parameter.set_value(_normal(own, old.shape, old.dtype, std, place_of(old)))
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2, 3))
-def _normal(key: Array, shape: tuple[int, ...], dtype: jnp.dtype, std: float) -> Array:
-    return (jax.random.normal(key, shape, jnp.float32) * std).astype(dtype)
+@functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))
+def _normal(
+    key: Array, shape: tuple[int, ...], dtype: jnp.dtype, std: float, place: NamedSharding | None
+) -> Array:
+    made = (jax.random.normal(key, shape, jnp.float32) * std).astype(dtype)
+    return made if place is None else jax.lax.with_sharding_constraint(made, place)
+
+
+def place_of(weight: Array | jax.ShapeDtypeStruct) -> NamedSharding | None:
+    """Which devices of a mesh hold its parts, or are to hold them; None where there is no mesh."""
+    return weight.sharding if isinstance(weight.sharding, NamedSharding) else None
 
 
 def _at(x: Array, positions: Int[Array, "B Q"]) -> Array:

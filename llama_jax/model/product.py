@@ -34,20 +34,18 @@ def product(subscripts: str, a: Array, b: Array) -> Array:
 
 def linear(x: Float[Array, "... I"], weight: Float[Array, "O I"]) -> Float[Array, "... O"]:
     """`x @ weight.T` in at least f32, for weights as Hugging Face stores them, `[out, in]`."""
-    *leading, size = x.shape
-    rows = x.reshape(-1, size)
-    one_slow_row = math.prod(leading) == 1 and x.dtype != wide(x.dtype)
+    one_slow_row = math.prod(x.shape[:-1]) == 1 and x.dtype != wide(x.dtype)
     if one_slow_row:
-        y = jax.lax.platform_dependent(rows, weight, cpu=_row_twice, default=_rows)
-    else:
-        y = _rows(rows, weight)
-    return y.reshape(*leading, weight.shape[0])
+        return jax.lax.platform_dependent(x, weight, cpu=_row_twice, default=_rows)
+    return _rows(x, weight)
 
 
-def _rows(x: Float[Array, "R I"], weight: Float[Array, "O I"]) -> Float[Array, "R O"]:
-    return product("RI,OI->RO", x, weight)
+def _rows(x: Float[Array, "... I"], weight: Float[Array, "O I"]) -> Float[Array, "... O"]:
+    return product("...I,OI->...O", x, weight)
 
 
-def _row_twice(x: Float[Array, "1 I"], weight: Float[Array, "O I"]) -> Float[Array, "1 O"]:
+def _row_twice(x: Float[Array, "... I"], weight: Float[Array, "O I"]) -> Float[Array, "... O"]:
     # XLA's CPU backend has no fast low-precision kernel for one row; two rows are 11x faster.
-    return _rows(jnp.concatenate((x, x)), weight)[:1]
+    row = x.reshape(1, -1)
+    twice = _rows(jnp.concatenate((row, row)), weight)
+    return twice[:1].reshape(*x.shape[:-1], -1)

@@ -14,9 +14,12 @@ from typing import Any, Literal, NamedTuple, TypeVar, dataclass_transform
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from llama_jax.model.product import wide
+from llama_jax.parallel import Layout
+from llama_jax.points import axes_inside
 
 __all__ = [
     "NO_TAPS",
@@ -216,15 +219,32 @@ class Taps:
     {'self_attn.z': (1, 5, 4, 2)}
     """
 
-    def __init__(self, taps: Mapping[str, Tap], lengths: Int[Array, " B"]) -> None:
+    def __init__(
+        self, taps: Mapping[str, Tap], lengths: Int[Array, " B"], layout: Layout | None = None
+    ) -> None:
         self.captured: dict[str, Any] = {}
         self._taps = taps
         self._lengths = lengths
+        self._layout = layout
         self._prefix = ""
 
     def __call__(self, name: str, x: Array, where: Array | None = None, other: float = 0) -> Array:
         """What becomes of `x`; after an edit it is `other` wherever `where` is false, as before."""
-        tap = self._taps.get(self._prefix + name)
+        name = self._prefix + name
+        if self._layout is not None:
+            return self._laid_out(name, self.shard(x, axes_inside(name)), where, other)
+        return self._changed(name, x, where, other)
+
+    def shard(self, x: Array, axes: str) -> Array:
+        """`x` as the mesh, where there is one, shares out tensors with these axes."""
+        return x if self._layout is None else self._layout.shard(x, axes)
+
+    @property
+    def mesh(self) -> Mesh | None:
+        return None if self._layout is None else self._layout.mesh
+
+    def _changed(self, name: str, x: Array, where: Array | None, other: float) -> Array:
+        tap = self._taps.get(name)
         if tap is None:
             return x
         for edit in tap.edits:
@@ -232,8 +252,26 @@ class Taps:
         if tap.edits and where is not None:
             x = jnp.where(where, x, other)
         if tap.take is not None:
-            self.captured[self._prefix + name] = tap.take(x, self._lengths)
+            self.captured[name] = tap.take(x, self._lengths)
         return x
+
+    def _laid_out(self, name: str, x: Array, where: Array | None, other: float) -> Array:
+        """Taps see tensors without the padding that a mesh needs; what they keep is shared out."""
+        tap, layout, axes = self._taps.get(name), self._layout, axes_inside(name)
+        if tap is None or layout is None:
+            return x
+        inner = layout.cut(x, axes)
+        inner = self._changed(
+            name, inner, None if where is None else layout.cut(where, axes), other
+        )
+        if tap.take is not None:
+            letters = axes.split()
+            self.captured[name] = jax.tree.map(
+                lambda kept: layout.shard(kept, letters[: kept.ndim]), self.captured[name]
+            )
+        if tap.edits:
+            inner = jax.lax.dynamic_update_slice(x, inner, (0,) * x.ndim)
+        return layout.shard(inner, axes) if tap.edits else x
 
     def wants(self, name: str) -> bool:
         """Whether anything is asked of `name`: what exists only for that is made only then."""
@@ -246,7 +284,7 @@ class Taps:
 
     def at(self, part: str) -> Taps:
         """The same collection, seen from inside the submodule `part`."""
-        inside = Taps(self._taps, self._lengths)
+        inside = Taps(self._taps, self._lengths, self._layout)
         inside.captured = self.captured
         inside._prefix = f"{self._prefix}{part}."
         return inside

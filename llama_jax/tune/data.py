@@ -14,11 +14,13 @@ __all__ = ["Batch", "batched", "pack"]
 
 class Batch(NamedTuple):
     """What one step learns from. `weights[b, t]` says how much it counts that the row's token
-    t + 1 is predicted from those before it; None counts every one.
+    t + 1 is predicted from those before it; None counts every one. `documents` numbers the
+    documents of each row: tokens see their own only. With None all of a row is one.
     """
 
     tokens: Int[np.ndarray, "B T"]
     weights: Float[np.ndarray, "B T-1"] | None = None
+    documents: Int[np.ndarray, "B T"] | None = None
 
 
 def pack(

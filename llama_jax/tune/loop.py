@@ -15,13 +15,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, Int
 from tqdm.auto import tqdm
 
-from llama_jax.model import Model, forward, leaf_numbers, leaves_of, parameters, unembed
+from llama_jax.model import (
+    Model,
+    forward,
+    leaf_numbers,
+    leaves_of,
+    parameters,
+    place_of,
+    unembed,
+)
+from llama_jax.parallel import shard
 from llama_jax.tune.data import Batch
 
-__all__ = ["State", "TrainingError", "next_token_loss", "train"]
+__all__ = ["State", "TrainingError", "next_token_loss", "train", "update"]
 
 
 class TrainingError(ValueError):
@@ -87,7 +97,8 @@ def train(
     # A step computes in the memory of its arguments: the arrays of the caller are not for that.
     weights = {name: jnp.copy(leaves[i]) for name, i in places.items()}
     optimizer_state = optimizer.init(weights)
-    update = functools.partial(_update, structure, tuple(places.items()), optimizer)
+    layout = tuple(map(place_of, jax.tree.leaves((weights, optimizer_state))))
+    step_of = functools.partial(update, structure, tuple(places.items()), optimizer, layout)
 
     step, seen, seconds = 0, 0, 0.0
     store = None if directory is None else _Store(directory)
@@ -109,8 +120,8 @@ def train(
                     f"ask for {step} steps."
                 )
             counts = _counts(batch)
-            weights, optimizer_state, loss, norm = update(
-                weights, optimizer_state, frozen, batch.tokens, counts
+            weights, optimizer_state, loss, norm = step_of(
+                weights, optimizer_state, frozen, batch._replace(weights=counts)
             )
             for name, array in weights.items():
                 slots[name].set_value(array)
@@ -142,38 +153,55 @@ def train(
 
 
 def next_token_loss(
-    model: Model, tokens: Int[Array, "B T"], weights: Float[Array, "B T-1"]
+    model: Model,
+    tokens: Int[Array, "B T"],
+    weights: Float[Array, "B T-1"],
+    documents: Int[Array, "B T"] | None = None,
 ) -> Float[Array, ""]:
     """The mean cross entropy of each next token, in nats, weighted by `weights`. For `jax.jit`."""
     lengths = jnp.full(tokens.shape[:1], tokens.shape[1], jnp.int32)
-    hidden = forward(model, tokens, lengths, logits="none").hidden
-    logits = unembed(model, hidden[:, :-1])
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
+    hidden = forward(model, tokens, lengths, logits="none", documents=documents).hidden
+    if model.mesh is None:
+        hidden, targets = hidden[:, :-1], tokens[:, 1:]
+    else:  # a T that the mesh divides, one position more than has a next token
+        targets = jnp.roll(tokens, -1, axis=1)
+        weights = jnp.pad(weights, ((0, 0), (0, 1)))
+    logits = shard(unembed(model, hidden), "B T V", model.mesh)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
     return jnp.sum(losses * weights) / jnp.maximum(jnp.sum(weights), 1)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(3, 4))
-def _update(
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=(4, 5))
+def update(
     structure: Any,
     places: tuple[tuple[str, int], ...],
     optimizer: optax.GradientTransformation,
+    layout: tuple[NamedSharding | None, ...],
     weights: dict[str, Array],
     optimizer_state: Any,
     frozen: tuple[Array | None, ...],
-    tokens: Int[Array, "B T"],
-    counts: Float[Array, "B T-1"],
+    batch: Batch,
 ) -> tuple[dict[str, Array], Any, Float[Array, ""], Float[Array, ""]]:
-    """One step: the new weights and optimizer state, the loss, the norm of its gradient."""
+    """One step: the new weights and optimizer state, the loss, the norm of its gradient.
+
+    `layout` says where each array of weights and optimizer state lies, and is to lie.
+    """
 
     def loss_of(weights: dict[str, Array]) -> Float[Array, ""]:
         leaves = list(frozen)
         for name, i in places:
             leaves[i] = weights[name]
-        return next_token_loss(jax.tree.unflatten(structure, leaves), tokens, counts)
+        return next_token_loss(jax.tree.unflatten(structure, leaves), *batch)  # type: ignore
 
     loss, gradients = jax.value_and_grad(loss_of)(weights)
     changes, optimizer_state = optimizer.update(gradients, optimizer_state, weights)
     weights = optax.apply_updates(weights, changes)
+    made, tree = jax.tree.flatten((weights, optimizer_state))
+    made = [
+        array if place is None else jax.lax.with_sharding_constraint(array, place)
+        for array, place in zip(made, layout, strict=True)
+    ]
+    weights, optimizer_state = jax.tree.unflatten(tree, made)
     return weights, optimizer_state, loss, optax.tree.norm(gradients)
 
 
@@ -210,7 +238,10 @@ class _Store:
         self, weights: dict[str, Array], optimizer_state: Any
     ) -> tuple[dict[str, Array], Any, int, float]:
         """The newest state, in the shapes of what is given."""
-        like = jax.eval_shape(lambda: {"weights": weights, "optimizer": optimizer_state})
+        like = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+            {"weights": weights, "optimizer": optimizer_state},
+        )
         wanted = self._args.Composite(
             arrays=self._args.StandardRestore(like), counters=self._args.JsonRestore()
         )
