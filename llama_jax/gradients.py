@@ -20,6 +20,7 @@ from llama_jax.metrics import Metric, bound
 from llama_jax.model import Logits, forward, leaf_numbers, leaves_of
 from llama_jax.model.product import wide
 from llama_jax.model.tap import Add, Tap
+from llama_jax.parallel import sharding, weight_shardings
 from llama_jax.plan import check_budget
 from llama_jax.points import PointError, Points, is_pair, point_of, resolve, resolve_weights
 
@@ -81,35 +82,42 @@ def gradients(
     check_budget(asked, config, lengths, dtype, logits, budget)
     place = Place(config, wide(dtype), lengths, tokens.shape[1], tokens.shape[1])
     taps = taps_for({}, edits_at(edits, place), config, lengths)
-    nothing = {}
+    shapes = []
     for name in names:
         queries = 1 if name == "logits" and logits == "last" else tokens.shape[1]
-        shape = point_of(name).shape(config, len(tokens), queries, tokens.shape[1])
-        nothing[name] = jnp.full(shape, -0.0, wide(dtype))
+        shapes.append((name, point_of(name).shape(config, len(tokens), queries, tokens.shape[1])))
     leaves, structure = leaves_of(llama.model)
     numbers = leaf_numbers(llama.model)
     places = tuple((name, numbers[name]) for name in weights)
     values, found = _program(
-        structure, places, bound(metric, llama), logits, leaves, nothing, taps, tokens, lengths
+        structure,
+        places,
+        bound(metric, llama),
+        logits,
+        tuple(shapes),
+        leaves,
+        taps,
+        tokens,
+        lengths,
     )
     return Gradients(config, values, {name: found[name] for name in (*names, *weights)})
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
 def _program(
     structure: Any,
     places: tuple[tuple[str, int], ...],
     metric: Metric,
     logits: Logits,
+    points: tuple[tuple[str, tuple[int, ...]], ...],
     leaves: tuple[Array, ...],
-    nothing: dict[str, Array],
     taps: dict[str, Tap],
     tokens: Int[Array, "B T"],
     lengths: Int[Array, " B"],
 ) -> tuple[Float[Array, ...], dict[str, Array]]:
     def total(wanted: dict[str, Array]) -> tuple[Float[Array, ""], Float[Array, ...]]:
         inside = dict(taps)
-        for name in nothing:
+        for name, _ in points:
             before = inside[name].edits if name in inside else ()
             added = Add(point_of(name).axes, jnp.ones((1,) * wanted[name].ndim, bool), wanted[name])
             inside[name] = Tap((*before, added))
@@ -127,8 +135,14 @@ def _program(
             )
         return jnp.sum(values), values
 
-    wanted = {**nothing, **{name: leaves[i] for name, i in places}}
+    model = jax.tree.unflatten(structure, leaves)
+    wanted = {name: leaves[i] for name, i in places}
+    wanted |= {name: jnp.full(shape, -0.0, wide(model.dtype)) for name, shape in points}
     found, values = jax.grad(total, has_aux=True)(wanted)
+    if model.mesh is not None:
+        lie = weight_shardings(wanted.keys() - dict(points), model.mesh)
+        lie |= {n: sharding(point_of(n).axes, model.mesh, shape) for n, shape in points}
+        found = {n: jax.lax.with_sharding_constraint(g, lie[n]) for n, g in found.items()}
     return values, found
 
 

@@ -82,11 +82,12 @@ def _array(source: Source, dtype: np.dtype, place: NamedSharding | None) -> Arra
         return jax.device_put(source.read(dtype)).block_until_ready()  # one on its way at a time
     holders: dict[tuple[tuple[int, int], ...], list[Any]] = {}
     for device, index in place.addressable_devices_indices_map(source.shape).items():
+        assert index is not None
         spans = (at.indices(size)[:2] for at, size in zip(index, source.shape, strict=True))
         holders.setdefault(tuple(spans), []).append(device)
     arrays = []
-    for spans, devices in holders.items():
-        part = source.read(dtype, tuple(slice(*span) for span in spans))
+    for held, devices in holders.items():
+        part = source.read(dtype, tuple(slice(*span) for span in held))
         arrays += [jax.device_put(part, device).block_until_ready() for device in devices]
     return jax.make_array_from_single_device_arrays(source.shape, place, arrays)
 

@@ -264,7 +264,7 @@ def forward(
     """
     rows, real, layout = len(tokens), lengths, None
     if model.mesh is not None:
-        layout = Layout.of(model.mesh, tokens.shape, cache is not None)
+        layout = Layout.of(model.mesh, tokens, cache is not None)
         tokens, lengths = layout.padded(tokens, lengths)
     before = jnp.zeros_like(lengths) if cache is None else cache.lengths
     size = tokens.shape[1] if cache is None else cache.size
@@ -303,10 +303,8 @@ def forward(
         made = alone("logits", unembed(model, last))
         seen.captured.update(alone.captured)
     if layout is not None:
-        hidden, made = (
-            x if x is None else layout.shard(layout.cut(x, axes), axes)
-            for x, axes in ((hidden, "B T D"), (made, "B T V"))
-        )
+        hidden = layout.shard(layout.cut(hidden, "B T D"), "B T D")
+        made = None if made is None else layout.shard(layout.cut(made, "B T V"), "B T V")
     return Forward(hidden, made, cache, seen.captured)
 
 

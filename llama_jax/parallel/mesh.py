@@ -196,9 +196,10 @@ class Layout:
     keys: int | None  # None where keys are a cache's
 
     @classmethod
-    def of(cls, mesh: Mesh, shape: tuple[int, int], cached: bool) -> Layout:
-        """That of a batch of tokens [B, T]."""
-        return cls(mesh, *shape, None if cached else shape[1])
+    def of(cls, mesh: Mesh, tokens: Int[Array, "B T"], cached: bool) -> Layout:
+        """That of a batch of tokens."""
+        rows, queries = tokens.shape
+        return cls(mesh, rows, queries, None if cached else queries)
 
     def padded(
         self, tokens: Int[Array, "B T"], lengths: Int[Array, " B"]
