@@ -8,6 +8,7 @@ from llama_jax.config import LlamaConfig
 from llama_jax.edits import Ablate, Patch, Replace, Steer
 from llama_jax.generate import Generation
 from llama_jax.llama import Llama
+from llama_jax.parallel.fit import fit
 from llama_jax.run import Run
 from llama_jax.text import Reply, ToolCall
 
@@ -23,5 +24,6 @@ __all__ = [
     "Run",
     "Steer",
     "ToolCall",
+    "fit",
 ]
 __version__ = "0.1.0"

@@ -3,7 +3,7 @@
 `modules.py` is the place to start reading; `parameters(model)` names every weight as its file does.
 """
 
-from llama_jax.model.cache import Cache, empty_cache
+from llama_jax.model.cache import CACHE_AXES, Cache, empty_cache
 from llama_jax.model.modules import (
     Context,
     Forward,
@@ -21,6 +21,7 @@ from llama_jax.model.modules import (
 )
 
 __all__ = [
+    "CACHE_AXES",
     "Cache",
     "Context",
     "Forward",

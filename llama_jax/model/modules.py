@@ -252,6 +252,7 @@ def forward(
     taps: Mapping[str, Tap] = types.MappingProxyType({}),
     logits: Logits = "all",
     documents: Int[Array, "B T"] | None = None,
+    remat: bool = False,
 ) -> Forward:
     """Runs `tokens` behind what `cache` holds; without a cache they are the whole sequence.
 
@@ -259,8 +260,8 @@ def forward(
     no real position reads. `taps` maps full names of points to what happens there; masks and values
     with a T span all positions, those in the cache among them. `logits` are made at all positions,
     at each row's last real one, or not at all (`"none"`). `documents` numbers the documents of each
-    row, which then read nothing of each other (without a cache only). To be called inside
-    `jax.jit`.
+    row, which then read nothing of each other (without a cache only). With `remat` a gradient keeps
+    what enters each layer, and makes the rest again. To be called inside `jax.jit`.
     """
     rows, real, layout = len(tokens), lengths, None
     if model.mesh is not None:
@@ -281,11 +282,12 @@ def forward(
     seen = Taps(taps, real, layout)
     x = seen("embed", model.embed_tokens(tokens, seen))
     stored = []
+    through = jax.checkpoint(_layer) if remat else _layer
     for i, layer in enumerate(model.layers):
         cached = None if cache is None else (cache.keys[i], cache.values[i])
         prefix = f"layers.{i}."
         inside = {n.removeprefix(prefix): tap for n, tap in taps.items() if n.startswith(prefix)}
-        x, cached, captured = _layer(layer, x, context, cached, inside, real)
+        x, cached, captured = through(layer, x, context, cached, inside, real)
         seen.captured.update({prefix + name: value for name, value in captured.items()})
         stored.append(cached)
     if cache is not None:

@@ -33,6 +33,7 @@ __all__ = [
     "Layout",
     "MeshError",
     "make_mesh",
+    "mesh_sizes",
     "parts",
     "shard",
     "sharding",
@@ -96,26 +97,15 @@ def make_mesh(
     """
     if given is None:
         return None
+    sizes = mesh_sizes(given.shape if isinstance(given, Mesh) else given, config)
     if isinstance(given, Mesh):
-        sizes = _sizes(given.shape)
         devices = list(given.devices.flat)
-    else:
-        sizes = _sizes(_read(given) if isinstance(given, str) else given)
-    tensor, heads = sizes["tensor"], config.num_key_value_heads
-    sizes["tensor"] = min(tensor, heads)
-    sizes["group"] = sizes.get("group", 1) * (tensor // sizes["tensor"])
-    if tensor % sizes["tensor"] or heads % sizes["tensor"]:
-        raise MeshError(
-            f"k_proj.weight: tensor={tensor} does not share out {heads} key/value heads: one must "
-            f"divide the other. {_divisors(heads, config.num_attention_heads)}"
-        )
-    _check(sizes, tensor, config)
     shape = tuple(sizes[axis] for axis in _INSIDE)
     available = list(jax.devices() if devices is None else devices)
     needed = math.prod(shape)
     if needed > len(available):
         raise MeshError(
-            f"{_said(sizes, tensor)} makes {needed} devices, and there are {len(available)}: "
+            f"{_said(sizes)} makes {needed} devices, and there are {len(available)}: "
             f"{available[0].platform if available else 'none'}. Smaller sizes would do; "
             "XLA_FLAGS=--xla_force_host_platform_device_count=8, set before JAX starts, makes 8 "
             "of a CPU."
@@ -124,6 +114,25 @@ def make_mesh(
     if devices is not None:  # in the order that was given
         return Mesh(np.array(available[:needed]).reshape(shape), _INSIDE, axis_types=kinds)
     return jax.make_mesh(shape, _INSIDE, axis_types=kinds, devices=available[:needed])
+
+
+def mesh_sizes(given: Mapping[str, int] | str, config: LlamaConfig) -> dict[str, int]:
+    """The size of every axis of a mesh, `group` among them, checked against those of a model.
+
+    >>> mesh_sizes("tensor=16", LlamaConfig.preset("llama-3.1-70b"))
+    {'data': 1, 'fsdp': 1, 'sequence': 1, 'tensor': 8, 'group': 2}
+    """
+    sizes = _sizes(_read(given) if isinstance(given, str) else given)
+    tensor, heads = sizes["tensor"], config.num_key_value_heads
+    sizes["tensor"] = min(tensor, heads)
+    sizes["group"] *= tensor // sizes["tensor"]
+    if tensor % sizes["tensor"] or heads % sizes["tensor"]:
+        raise MeshError(
+            f"k_proj.weight: tensor={tensor} does not share out {heads} key/value heads: one must "
+            f"divide the other. {_divisors(heads, config.num_attention_heads)}"
+        )
+    _check(sizes, config)
+    return sizes
 
 
 def spec(
@@ -161,7 +170,9 @@ def spec(
     return PartitionSpec(*found)
 
 
-def sharding(axes: str, mesh: Mesh, shape: Sequence[int] | None = None) -> NamedSharding:
+def sharding(
+    axes: str | Sequence[str], mesh: Mesh, shape: Sequence[int] | None = None
+) -> NamedSharding:
     """Where the parts of a tensor with these axes lie."""
     return NamedSharding(mesh, spec(axes, mesh, shape))
 
@@ -268,7 +279,7 @@ def _sizes(given: Mapping[str, int]) -> dict[str, int]:
     return {axis: int(given.get(axis, 1)) for axis in _INSIDE}
 
 
-def _check(sizes: Mapping[str, int], tensor: int, config: LlamaConfig) -> None:
+def _check(sizes: Mapping[str, int], config: LlamaConfig) -> None:
     """Raises where a weight cannot be cut as the rules say."""
     count = {
         "N": (config.num_attention_heads, "query heads"),
@@ -281,7 +292,7 @@ def _check(sizes: Mapping[str, int], tensor: int, config: LlamaConfig) -> None:
             cuts = math.prod(sizes[name] for name in RULES[letter])
             if letter in count and count[letter][0] % cuts:
                 size, what = count[letter]
-                asked = f"tensor={tensor}" if "tensor" in RULES[letter] else f"fsdp={cuts}"
+                asked = f"{RULES[letter][0]}={cuts}"
                 raise MeshError(
                     f"{module}.weight: {asked} does not divide {size:,} {what} "
                     f"({size} / {cuts}). {_divisors(size)}"
@@ -294,6 +305,7 @@ def _divisors(*sizes: int) -> str:
     return f"What would: {', '.join(map(str, found[:12]))}{', …' if len(found) > 12 else ''}."
 
 
-def _said(sizes: Mapping[str, int], tensor: int) -> str:
-    shown = {**{axis: sizes[axis] for axis in AXES}, "tensor": tensor}
+def _said(sizes: Mapping[str, int]) -> str:
+    shown = {axis: sizes[axis] for axis in AXES}
+    shown["tensor"] *= sizes["group"]
     return ", ".join(f"{axis}={size}" for axis, size in shown.items() if size > 1) or "One device"

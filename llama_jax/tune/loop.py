@@ -73,12 +73,14 @@ def train(
     directory: str | os.PathLike[str] | None = None,
     save_every: float = 60.0,
     progress: bool = True,
+    remat: bool = False,
 ) -> Iterator[State]:
     """Trains `model` in place, yielding a `State` after each of `steps` steps.
 
     A step minimizes `next_token_loss` on one batch over the parameters whose names are `trainable`;
     the others stay as they are. The optimizer sees `{name: array}`. One built with
-    `optax.inject_hyperparams` tells its learning rate.
+    `optax.inject_hyperparams` tells its learning rate. With `remat` a step keeps what enters each
+    layer and makes the rest again on the way back: a third more work, and far less memory.
 
     With a `directory` the training is written there every `save_every` seconds and at its end, the
     newest two states are kept, and a training that was begun there goes on: bit for bit as if it
@@ -98,7 +100,7 @@ def train(
     weights = {name: jnp.copy(leaves[i]) for name, i in places.items()}
     optimizer_state = optimizer.init(weights)
     layout = tuple(map(place_of, jax.tree.leaves((weights, optimizer_state))))
-    step_of = functools.partial(update, structure, tuple(places.items()), optimizer, layout)
+    step_of = functools.partial(update, structure, tuple(places.items()), optimizer, layout, remat)
 
     step, seen, seconds = 0, 0, 0.0
     store = None if directory is None else _Store(directory)
@@ -157,10 +159,14 @@ def next_token_loss(
     tokens: Int[Array, "B T"],
     weights: Float[Array, "B T-1"],
     documents: Int[Array, "B T"] | None = None,
+    remat: bool = False,
 ) -> Float[Array, ""]:
-    """The mean cross entropy of each next token, in nats, weighted by `weights`. For `jax.jit`."""
+    """The mean cross entropy of each next token, in nats, weighted by `weights`. For `jax.jit`.
+
+    `documents` and `remat` are `forward`'s.
+    """
     lengths = jnp.full(tokens.shape[:1], tokens.shape[1], jnp.int32)
-    hidden = forward(model, tokens, lengths, logits="none", documents=documents).hidden
+    hidden = forward(model, tokens, lengths, logits="none", documents=documents, remat=remat).hidden
     if model.mesh is None:
         hidden, targets = hidden[:, :-1], tokens[:, 1:]
     else:  # a T that the mesh divides, one position more than has a next token
@@ -171,12 +177,13 @@ def next_token_loss(
     return jnp.sum(losses * weights) / jnp.maximum(jnp.sum(weights), 1)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=(4, 5))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4), donate_argnums=(5, 6))
 def update(
     structure: Any,
     places: tuple[tuple[str, int], ...],
     optimizer: optax.GradientTransformation,
     layout: tuple[NamedSharding | None, ...],
+    remat: bool,
     weights: dict[str, Array],
     optimizer_state: Any,
     frozen: tuple[Array | None, ...],
@@ -191,7 +198,8 @@ def update(
         leaves = list(frozen)
         for name, i in places:
             leaves[i] = weights[name]
-        return next_token_loss(jax.tree.unflatten(structure, leaves), *batch)  # type: ignore
+        model = jax.tree.unflatten(structure, leaves)
+        return next_token_loss(model, *batch, remat=remat)  # type: ignore[arg-type]
 
     loss, gradients = jax.value_and_grad(loss_of)(weights)
     changes, optimizer_state = optimizer.update(gradients, optimizer_state, weights)
