@@ -30,7 +30,7 @@ from llama_jax.memory import check_fits, device_memory
 from llama_jax.metrics import Metric
 from llama_jax.model import Logits, Model, initialize, leaf_numbers
 from llama_jax.model.tap import EditError
-from llama_jax.parallel import make_mesh, parts
+from llama_jax.parallel import Placement, make_mesh, parts, placement
 from llama_jax.plan import Plan, plan
 from llama_jax.points import Points, resolve_weights
 from llama_jax.run import Run
@@ -82,6 +82,15 @@ class Llama:
     def mesh(self) -> Mesh | None:
         """The devices that share out weights, cache, batch and captures; None on one device."""
         return self.model.mesh
+
+    @property
+    def placement(self) -> Placement:
+        """Which device holds which heads, neurons and tokens, and how many bytes of weights.
+
+        >>> Llama.abstract("llama-3.1-70b", mesh={}).placement.rows[0].heads
+        (0, 64)
+        """
+        return placement(self.config, self.mesh, jax.tree.leaves(self.model))
 
     @classmethod
     def from_pretrained(

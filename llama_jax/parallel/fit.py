@@ -31,6 +31,7 @@ from llama_jax.memory import device_memory, readable
 from llama_jax.model import CACHE_AXES, Cache, Model, leaf_numbers, place_of
 from llama_jax.parallel.chips import CHIPS, Chip
 from llama_jax.parallel.mesh import make_mesh, mesh_sizes, parts, sharding
+from llama_jax.parallel.placement import bars
 from llama_jax.points import point_of
 from llama_jax.tables import Table
 from llama_jax.tune import Batch
@@ -130,6 +131,20 @@ class Fit(Table):
         header = (title, devices, f"{self.devices}{f': {shown}' if shown else ''}")
         return header, rows, "\n".join((*(f"! {text}" for text in self.warnings), self.method))
 
+    def __treescope_repr__(self, path: str | None, subtree_renderer: Any) -> Any:
+        """The table, and a bar for each device against its memory."""
+        from treescope import rendering_parts as parts
+
+        lines: list[Any] = [parts.text(repr(self))]
+        for number in range(min(self.count, 16)):
+            bar = bars(self.breakdown, self.memory)
+            lines.append(parts.siblings(parts.text(f"device {number:>3}  "), bar))
+        if self.count > 16:
+            lines.append(parts.comment_color(parts.text(f"… and {self.count - 16} more, alike")))
+        key = ", ".join(name for name, size in self.breakdown.items() if size)
+        lines.append(parts.comment_color(parts.text(f"from the left: {key}")))
+        return parts.on_separate_lines(lines)
+
 
 @dataclasses.dataclass(frozen=True)
 class Suggestion:
@@ -203,7 +218,7 @@ def fit(
 
     >>> report = fit("llama-3.2-1b", "h100:1", batch=4, context=4096)
     >>> report.fits, report.breakdown["weights"], report.breakdown["cache"]
-    (True, 2471628800, 536870912)
+    (True, 2471628800, 536870928)
     """
     config = LlamaConfig.preset(model) if isinstance(model, str) else model
     name = model if isinstance(model, str) else "A model of this config"
@@ -391,6 +406,11 @@ class _Step:
         if sizes["sequence"] > 1 and self.task == "prefill":
             yield "sequence: each chunk gathers the keys and values of all positions."
         rows = parts("B", self.mesh)
+        if self.context % sizes["sequence"]:
+            yield (
+                f"{sizes['sequence']} devices do not share out {self.context} positions: each "
+                "holds the whole cache and does the same work."
+            )
         if self.batch % rows:
             yield (
                 f"{rows} devices share out {self.batch} rows: {-self.batch % rows} rows of padding "
