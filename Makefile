@@ -4,6 +4,7 @@ NOTEBOOK     ?= notebooks/01_open_a_llama.ipynb
 LAB_ARGS     ?=
 TEST_ARGS    ?=
 ORACLE_ARGS  ?=
+TPU_ARGS     ?=
 BENCH_ARGS   ?=
 
 V   := .venv
@@ -13,12 +14,13 @@ PIP := $(PY) -m pip --disable-pip-version-check
 INSTALL := $(if $(shell command -v uv 2>/dev/null),uv pip install --quiet --python $(PY),$(PIP) install --quiet)
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test oracle bench lint browser clean
+.PHONY: help lab test oracle tpu bench lint browser clean
 
 help:
 	@echo "make lab      open JupyterLab on $(NOTEBOOK)"
 	@echo "make test     run every test that needs no other implementation"
 	@echo "make oracle   compare with torch, transformers and llama-models (a large download)"
+	@echo "make tpu      compile for TPUs, which need not be there (libtpu, Linux)"
 	@echo "make bench    measure"
 	@echo "make lint     ruff and mypy"
 	@echo "make clean    remove $(V) and all caches"
@@ -39,6 +41,10 @@ browser: $(V)/.test
 
 oracle: $(V)/.oracle
 	$(PY) -m pytest tests/oracle $(ORACLE_ARGS)
+
+# No TPU is needed: the compiler alone, of programs that are not run.
+tpu: $(V)/.tpu
+	JAX_PLATFORMS=cpu $(PY) -m pytest tests/tpu $(TPU_ARGS)
 
 bench: $(V)/.test
 	$(PY) -m benchmarks $(BENCH_ARGS)
@@ -65,6 +71,11 @@ $(V)/.made:
 $(V)/.lab $(V)/.test: $(V)/.made pyproject.toml
 	@echo "installing llama-jax[$(patsubst .%,%,$(@F))] into $(V): a minute or two the first time"
 	@$(INSTALL) -e '.[$(patsubst .%,%,$(@F))]'
+	@touch $@
+
+$(V)/.tpu: $(V)/.test
+	@echo "installing llama-jax[tpu] into $(V)"
+	@$(INSTALL) -e '.[tpu]'
 	@touch $@
 
 # Always pip: it also looks where its own settings point, and a CPU build of torch is often found there.

@@ -8,6 +8,7 @@ other GPUs the shapes say what they can. Nothing of the model's size is made.
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import math
@@ -506,19 +507,35 @@ def _topology(name: str, shape: str) -> Sequence[Any]:
         ) from None
     from jax.experimental import topologies
 
-    # Else libtpu asks a metadata server that only a TPU's machine has, and logs that there is none.
-    quiet = {
-        "TPU_SKIP_MDS_QUERY": "1",
-        "TPU_ACCELERATOR_TYPE": "v5litepod-16",
-        "TPU_WORKER_HOSTNAMES": "localhost",
-        "TPU_STDERR_LOG_LEVEL": "3",
-        "TPU_MIN_LOG_LEVEL": "3",
-    }
-    for key, value in quiet.items():
-        os.environ.setdefault(key, value)
     one: dict[str, Any] = {"chips_per_host_bounds": (1, 1, 1)} if shape == "1x1" else {}
-    found = topologies.get_topology_desc(platform="tpu", topology_name=f"{name}:{shape}", **one)
-    return tuple(found.devices)
+    on_tpu = jax.devices()[0].platform == "tpu"  # and the devices at hand are settled before
+    with contextlib.nullcontext() if on_tpu else _environment(_NO_TPU):
+        made = topologies.get_topology_desc(platform="tpu", topology_name=f"{name}:{shape}", **one)
+    return tuple(made.devices)
+
+
+# Else libtpu asks a metadata server that only a TPU's machine has, logs that there is none, and
+# lets one process in at a time.
+_NO_TPU = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-16",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_STDERR_LOG_LEVEL": "3",
+    "TPU_MIN_LOG_LEVEL": "3",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+
+
+@contextlib.contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Sets what is not set, for a while."""
+    new = {name: value for name, value in variables.items() if name not in os.environ}
+    os.environ.update(new)
+    try:
+        yield
+    finally:
+        for name in new:
+            del os.environ[name]
 
 
 def _chosen(config: LlamaConfig, count: int, batch: int, task: Task) -> dict[str, int]:

@@ -82,7 +82,7 @@ class Placement(Table):
         """The table, and the mesh: devices of one colour hold the same heads."""
         from treescope import rendering_parts as parts
 
-        colours = {}
+        colours: dict[tuple[int, int], str] = {}
         for row in self.rows:
             colours.setdefault(row.heads, COLOURS[len(colours) % len(COLOURS)])
         by_place = collections.defaultdict(list)

@@ -28,7 +28,7 @@ from llama_jax.model import (
     place_of,
     unembed,
 )
-from llama_jax.parallel import shard
+from llama_jax.parallel import shard, sharding
 from llama_jax.tune.data import Batch
 
 __all__ = ["State", "TrainingError", "next_token_loss", "train", "update"]
@@ -99,6 +99,11 @@ def train(
     # A step computes in the memory of its arguments: the arrays of the caller are not for that.
     weights = {name: jnp.copy(leaves[i]) for name, i in places.items()}
     optimizer_state = optimizer.init(weights)
+    if model.mesh is not None:  # counters too: else the second step is compiled anew for them
+        everywhere = sharding("", model.mesh)
+        optimizer_state = jax.tree.map(
+            lambda x: x if place_of(x) else jax.device_put(x, everywhere), optimizer_state
+        )
     layout = tuple(map(place_of, jax.tree.leaves((weights, optimizer_state))))
     step_of = functools.partial(update, structure, tuple(places.items()), optimizer, layout, remat)
 
