@@ -26,7 +26,7 @@ ROWS = [
     ("llama-3.1-8b", "v5p:2x2x2", "train", 8, 8192),
     ("llama-3.1-70b", "v5e:4x4", "decode", 8, 8192),
     ("llama-3.1-70b", "v5e:4x4", "prefill", 4, 8192),
-    ("llama-3.1-70b", "v5e:4x8", "decode", 4, 131072),
+    ("llama-3.1-70b", "v5e:8x8", "decode", 4, 131072),
     ("llama-3.1-70b", "v6e:2x4", "decode", 8, 8192),
     ("llama-3.1-70b", "v6e:2x4", "prefill", 8, 8192),
     ("llama-3.1-70b", "v6e:4x4", "decode", 2, 131072),

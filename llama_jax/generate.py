@@ -126,7 +126,7 @@ def write(
     held = {name: capture.while_writing for name, capture in captures.items()}
     if keep:
         logits = "all" if "logits" in captures else "last"
-        check_budget(held, config, lengths + more, dtype, logits, budget, keys=size)
+        check_budget(held, config, lengths + more, dtype, logits, budget, size, llama.device_count)
     changes = edits_at(edits, Place(config, wide(dtype), lengths, longest, size, more))
     taps = taps_for(held, changes, config, lengths)
     after = {name: take.rest for name, take in takes(captures, config, lengths).items()}

@@ -79,7 +79,7 @@ def gradients(
     config, dtype = llama.config, llama.model.dtype
     names, weights = _split(points, llama)
     asked = {name: Capture(name) for name in names}
-    check_budget(asked, config, lengths, dtype, logits, budget)
+    check_budget(asked, config, lengths, dtype, logits, budget, devices=llama.device_count)
     place = Place(config, wide(dtype), lengths, tokens.shape[1], tokens.shape[1])
     taps = taps_for({}, edits_at(edits, place), config, lengths)
     shapes = []

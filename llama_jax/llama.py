@@ -84,6 +84,11 @@ class Llama:
         return self.model.mesh
 
     @property
+    def device_count(self) -> int:
+        """How many devices it uses."""
+        return 1 if self.mesh is None else self.mesh.size
+
+    @property
     def placement(self) -> Placement:
         """Which device holds which heads, neurons and tokens, and how many bytes of weights.
 
@@ -557,11 +562,13 @@ class Llama:
         return self.tokenizer
 
     def __repr__(self) -> str:
-        c = self.config
+        c, mesh = self.config, self.mesh
+        sizes = {} if mesh is None else {a: n for a, n in mesh.shape.items() if n > 1}
+        on = "".join(f", {axis} {size}" for axis, size in sizes.items())
         return (
             f"Llama({c.parameter_count:,} parameters in {self.model.dtype}: "
             f"{c.num_hidden_layers} layers, D {c.hidden_size}, {c.num_attention_heads} heads / "
-            f"{c.num_key_value_heads} KV heads, vocabulary {c.vocab_size:,})"
+            f"{c.num_key_value_heads} KV heads, vocabulary {c.vocab_size:,}{on})"
         )
 
 

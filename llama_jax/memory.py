@@ -30,11 +30,14 @@ def device_memory() -> int | None:
         return None
 
 
-def free_memory() -> int:
-    """Bytes that are free on the first device; on a CPU what the machine can give to a program."""
+def free_memory(devices: int = 1) -> int:
+    """Bytes that are free on so many devices like the first.
+
+    Those of a CPU share what the machine can give to a program.
+    """
     statistics = jax.devices()[0].memory_stats()
     if statistics and "bytes_limit" in statistics:
-        return statistics["bytes_limit"] - statistics.get("bytes_in_use", 0)
+        return devices * (statistics["bytes_limit"] - statistics.get("bytes_in_use", 0))
     return psutil.virtual_memory().available
 
 

@@ -125,12 +125,13 @@ def check_budget(
     logits: Logits,
     budget: int | str | None,
     keys: int | None = None,
+    devices: int = 1,
 ) -> None:
     """Raises `BudgetError`, with what would fit, where a run would hold more than `budget`.
 
-    The default is half of what is free on the device.
+    The default is half of what is free on the devices together.
     """
-    allowed = free_memory() // 2 if budget is None else in_bytes(budget)
+    allowed = free_memory(devices) // 2 if budget is None else in_bytes(budget)
 
     def price(captures: Mapping[str, Capture], logits: Logits = logits) -> int:
         return plan(captures, config, lengths, dtype, logits, keys).total

@@ -217,7 +217,7 @@ def run(
             "Capture of logits: logits='last' makes those of one position only; ask for "
             "logits='all' to choose positions."
         )
-    check_budget(captures, config, lengths, dtype, logits, budget)
+    check_budget(captures, config, lengths, dtype, logits, budget, devices=llama.device_count)
     place = Place(config, wide(dtype), lengths, tokens.shape[1], tokens.shape[1])
     changes = edits_at(edits, place)
     leaves, structure = leaves_of(llama.model)

@@ -38,6 +38,11 @@ def asked():
     return executed("02_ask_it_questions.ipynb")
 
 
+@pytest.fixture(scope="module")
+def shared_out():
+    return executed("05_many_devices.ipynb")
+
+
 def test_every_cell_of_the_first_notebook_shows_something(opened):
     for cell in opened.cells:
         if cell.cell_type == "code":
@@ -99,6 +104,22 @@ def test_what_the_second_notebook_says_about_heads_is_so():
     assert by_name["1.attn"] < -1 and min(by_name["2.attn"], by_name["3.attn"]) > 1
     heads = analysis.direct_logit_attribution(run, (" Mary", " John"), by="head").values[0, 1]
     assert float(heads[0]) > 1 and float(heads[7]) > 1 and float(heads[1:7].max()) < 0
+
+
+def test_the_fifth_notebook_shows_what_it_says(shared_out):
+    shown = {cell.source: outputs(cell) for cell in shared_out.cells if cell.cell_type == "code"}
+
+    def of(code):
+        (text,) = (text for source, text in shown.items() if code in source)
+        return text
+
+    assert of("jax.devices()").count("CpuDevice") == 8
+    held = of("llama.placement").splitlines()
+    assert held[3].split()[:9] == "cpu:2 data 0, tensor 2 4–5 2 320–479 1024–1535".split()
+    assert "['cpu:2', 'cpu:6']" in of("addressable_shards")
+    assert float(of("at most apart").split()[0]) < 1e-4
+    assert "9 all-reduce" in of('"local"') and "all-gather" not in of('"local"')
+    assert "v5p:2x2x4" in of("devices=None") and "94.5 GiB" in of("h200:8")
 
 
 @pytest.mark.parametrize("notebook", sorted(FOLDER.glob("*.ipynb")), ids=lambda path: path.stem)

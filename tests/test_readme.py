@@ -17,7 +17,7 @@ def test_all_of_its_code_runs(tmp_path, monkeypatch):
         with contextlib.redirect_stdout(io.StringIO()) as lines:
             exec(code, names)
         printed.append(lines.getvalue().splitlines())
-    first, kept, changed, talked, asked = printed
+    first, kept, changed, talked, asked, shared = printed
     assert "token=" in first[0] and "' Mary'" in first[0]
     assert first[1].startswith("(1, 8, ") and len(first) >= 4
     assert 0 < float(kept[0].split()[0]) < 1 and kept[-1].startswith("total: ")
@@ -27,6 +27,7 @@ def test_all_of_its_code_runs(tmp_path, monkeypatch):
     assert any(line.startswith("Tools: brave_search") for line in talked)
     assert "{'layer': 0, 'head': 3}" in asked[0] and "' John'" in asked[1]
     assert "AttentionMap(15 keys" in asked[3] and asked[4].startswith("HeadScores(4 layers x 8")
+    assert shared[1].split()[1:5] == ["all", "0–7", "0–3", "9.4"] and "fits" in " ".join(shared)
     assert float(asked[5]) > 0.5 and asked[6].startswith("640 x 192 float32: mean")
 
 

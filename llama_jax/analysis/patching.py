@@ -120,7 +120,7 @@ def patch_sweep(
     Source: activation patching, arXiv 2404.15255; here as TransformerLens' `get_act_patch_*`.
     """
     swept = _Swept(llama, clean, corrupted, point, metric, by)
-    allowed = free_memory() // 2 if budget is None else in_bytes(budget)
+    allowed = free_memory(llama.device_count) // 2 if budget is None else in_bytes(budget)
     donor = llama.run(clean, swept.names, logits="last", budget=allowed)
     wanted = (*swept.names, *swept.streams, "k_rot", "v")
     own = llama.run(corrupted, wanted, logits="last", budget=allowed - donor.nbytes)
@@ -176,7 +176,7 @@ def attribution_patching(
     Source: attribution patching, arXiv 2310.10348.
     """
     swept = _Swept(llama, clean, corrupted, point, metric, by)
-    allowed = free_memory() // 2 if budget is None else in_bytes(budget)
+    allowed = free_memory(llama.device_count) // 2 if budget is None else in_bytes(budget)
     donor = llama.run(clean, swept.names, logits="last", budget=allowed)
     own = llama.run(corrupted, swept.names, logits="last", budget=allowed - donor.nbytes)
     found = llama.gradients(

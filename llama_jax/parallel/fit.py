@@ -15,7 +15,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -29,9 +29,9 @@ from llama_jax.config import LlamaConfig
 from llama_jax.dtypes import as_dtype
 from llama_jax.generate import advance
 from llama_jax.memory import device_memory, readable
-from llama_jax.model import CACHE_AXES, Cache, Model, leaf_numbers, place_of
+from llama_jax.model import CACHE_AXES, Cache, Model, leaf_numbers, parameters, place_of
 from llama_jax.parallel.chips import CHIPS, Chip
-from llama_jax.parallel.mesh import make_mesh, mesh_sizes, parts, sharding
+from llama_jax.parallel.mesh import make_mesh, mesh_sizes, parts, sharding, weight_axes
 from llama_jax.parallel.placement import bars
 from llama_jax.points import point_of
 from llama_jax.tables import Table
@@ -41,6 +41,14 @@ from llama_jax.tune.loop import update
 __all__ = ["Collective", "Fit", "FitError", "Suggestion", "Suggestions", "fit"]
 
 Task = Literal["decode", "prefill", "train"]
+_LETTERS = {
+    "weights": "w",
+    "optimizer": "o",
+    "cache": "k",
+    "captures": "c",
+    "temporaries": "t",
+    "other": "x",
+}
 PREFILL = 2048  # tokens of a prompt at a time
 
 
@@ -97,13 +105,14 @@ class Fit(Table):
         return {each.kind: each.count / self.layers for each in self.collectives}
 
     def bar(self, width: int = 48) -> str:
-        """One device's memory as a line: a letter for each part, `·` for what is free.
+        """One device's memory as a line: what is free is `·`, what is needed beyond it `!`.
 
-        `!` is what is needed beyond it.
+        The parts are w(eights), o(ptimizer), k(eys and values: the cache), c(aptures),
+        t(emporaries) and what else there is, x.
         """
         scale = width / max(self.memory, self.bytes_per_device)
         edges = np.cumsum(list(self.breakdown.values())) * scale
-        letters = [name[0] for name in self.breakdown]
+        letters = [_LETTERS[name] for name in self.breakdown]
         limit = self.memory * scale
         return "".join(
             "!"
@@ -201,8 +210,8 @@ def fit(
     """What a step of a Llama takes on devices that need not be there.
 
     `model` is a preset's name or a config; `devices` a slice of TPUs (`"v5e:4x4"`, `"v5p:2x2x2"`,
-    `"v6e:8x8"`, `"tpu7x:2x2x1"`), GPUs of one machine (`"h100:8"`), `"local"` for those at hand, or
-    None for the smallest slices that fit. `task` is one of
+    `"v6e:8x8"`, `"tpu7x:2x2x1"`), GPUs of one machine (`"h100:8"`), `"local"` for those at hand
+    (or those of one platform, `"cpu"`), or None for the smallest slices that fit. `task` is one of
 
     - `"decode"`: one token of `batch` rows behind a cache of `context` positions,
     - `"prefill"`: 2,048 tokens of each row, with a cache that is full when they are in,
@@ -210,10 +219,11 @@ def fit(
       layer's activations made again on the way back (`remat`).
 
     `capture` names points as `Llama.run` does; the step then returns them. `mesh` is chosen where
-    it is not given: heads over as many devices as divide them, then rows or positions; in training
-    all devices share out weights and rows (`fsdp`). The bytes are the TPU compiler's (libtpu, in
-    `pip install 'llama-jax[tpu]'`; no TPU is needed), the local devices' compiler's, or, for other
-    GPUs, of shapes, which know no temporaries.
+    it is not given: heads over as many devices as divide them and still leave room, then rows or
+    positions; in training all devices share out weights and rows (`fsdp`).
+
+    The bytes are the TPU compiler's (libtpu, in `pip install 'llama-jax[tpu]'`; no TPU is needed),
+    the local devices' compiler's, or, for other GPUs, of shapes, which know no temporaries.
 
     Raises `FitError`, `MeshError`, and `ImportError` without libtpu.
 
@@ -236,16 +246,20 @@ def fit(
     if devices is None:
         return Suggestions(name, tuple(_smallest(step, config, batch, task)))
     chip, count, present = _devices(devices)
-    sizes = mesh_sizes(mesh or _chosen(config, count, batch, task), config)
+    memory = _memory(chip, count)
+    if mesh is None:
+        sizes = _chosen(step, config, count, batch, task, memory)
+    else:
+        sizes = mesh_sizes(mesh, config)
     asked = math.prod(sizes.values())
     if asked != count:
         raise FitError(f"The mesh has {asked} devices, and {devices} has {count}.")
     one = step(sizes, present)
     known = one.sizes()
     made = _Compiled(sum(known.values()), 0, (), 0.0) if present is None else one.compiled()
-    breakdown = {**known, "temporaries": made.temporaries}
+    breakdown = {**dict.fromkeys(_LETTERS, 0), **known, "temporaries": made.temporaries}
     breakdown["other"] = max(made.total - sum(breakdown.values()), 0)
-    total, memory = sum(breakdown.values()), _memory(chip, count)
+    total = sum(breakdown.values())
     return Fit(
         model=name,
         devices=devices,
@@ -295,25 +309,36 @@ class _Step:
         self.mesh: Any = AbstractMesh(tuple(self.mesh_sizes.values()), tuple(self.mesh_sizes))
         if self.present is not None:
             self.mesh = make_mesh(self.mesh_sizes, self.config, self.present)
-        self.model = Model(self.config, self.dtype, self.mesh)
-        leaves, self.structure = jax.tree.flatten(self.model)
-        self.leaves = tuple(leaves)
-        self.tokens = {"decode": 1, "prefill": min(PREFILL, self.context)}.get(
-            self.task, self.context
-        )
+        asked = {"decode": 1, "prefill": min(PREFILL, self.context)}
+        self.tokens = asked.get(self.task, self.context)
         captures = wanted(self.capture, self.config.num_hidden_layers)
         if captures and self.task == "train":
             raise FitError("A training step returns no captures: leave capture= out.")
         held = {name: capture.while_writing for name, capture in captures.items()}
         self.taps = taps_for(held, {}, self.config, np.full(self.batch, self.tokens))
 
+    @functools.cached_property
+    def model(self) -> Model:
+        return Model(self.config, self.dtype, self.mesh)
+
+    @functools.cached_property
+    def leaves(self) -> tuple[Any, ...]:
+        return tuple(jax.tree.leaves(self.model))
+
+    @functools.cached_property
+    def structure(self) -> Any:
+        return jax.tree.structure(self.model)
+
     def sizes(self) -> dict[str, int]:
         """What shapes alone tell of the bytes of a device."""
-        found = {"weights": _bytes(self.leaves)}
+        itemsize = jnp.dtype(self.dtype).itemsize
+        weights = itemsize * sum(
+            count * math.prod(shape) // parts(axes, self.mesh)
+            for (shape, axes), count in _weights_by_kind(self.config).items()
+        )
         if self.task == "train":
-            found["optimizer"] = _bytes(self._optimizer_state(self._weights()))
-            return found
-        found["cache"] = _bytes(self._cache())
+            return {"weights": weights, "optimizer": 2 * weights + 4}  # two moments and a count
+        found = {"weights": weights, "cache": _bytes(self._cache())}
         if self.taps:
             shapes = jax.eval_shape(functools.partial(advance, self.structure), *self._arguments())
             found["captures"] = sum(map(self._captured, *zip(*shapes[2].items(), strict=True)))
@@ -461,6 +486,15 @@ class _Step:
 _ADAMW = optax.adamw(1e-5)
 
 
+@functools.lru_cache(maxsize=8)
+def _weights_by_kind(config: LlamaConfig) -> Mapping[tuple[tuple[int, ...], str], int]:
+    """How many weights there are of each shape and axes."""
+    slots = parameters(Model(config))
+    return collections.Counter(
+        (slot.get_value().shape, weight_axes(name)) for name, slot in slots.items()
+    )
+
+
 def _bytes(tree: Any) -> int:
     """What a device holds of arrays that say where their parts lie."""
     return sum(
@@ -470,8 +504,8 @@ def _bytes(tree: Any) -> int:
 
 def _devices(devices: str) -> tuple[Chip | None, int, Sequence[Any] | None]:
     """The chip, how many devices, and those to compile for."""
-    if devices == "local":
-        here = jax.devices()
+    if devices in ("local", "cpu", "gpu", "tpu"):
+        here = jax.devices() if devices == "local" else jax.devices(devices)
         kind = here[0].device_kind.lower()
         chip = next((chip for name, chip in CHIPS.items() if name in kind), None)
         return chip, len(here), here
@@ -538,31 +572,47 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
             del os.environ[name]
 
 
-def _chosen(config: LlamaConfig, count: int, batch: int, task: Task) -> dict[str, int]:
-    """A mesh for a task: see `fit`."""
-    heads, kv = config.num_attention_heads, config.num_key_value_heads
+def _chosen(
+    step: Callable[[Mapping[str, int], None], _Step],
+    config: LlamaConfig,
+    count: int,
+    batch: int,
+    task: Task,
+    memory: int,
+) -> dict[str, int]:
+    """The first mesh whose shapes leave a tenth of the memory free, else the one that needs least.
+
+    Large `tensor` comes first, since it answers soonest. What is beyond the KV heads holds them,
+    and their cache, several times: where that is too much, rows or positions are shared out.
+    """
     divisors = [n for n in range(count, 0, -1) if count % n == 0]
     if task == "train":
-        shared = next(n for n in divisors if batch % n == 0 and config.hidden_size % n == 0)
-        return {"fsdp": shared, "tensor": count // shared}
-    tensor = next(
-        n
-        for n in divisors
-        if not any(size % n for size in (heads, config.intermediate_size, config.vocab_size))
-        and (kv % n == 0 or n % kv == 0)
-    )
-    left = count // tensor
-    return {"tensor": tensor, "data" if batch % left == 0 else "sequence": left}
+        rows = next(n for n in divisors if batch % n == 0 and config.hidden_size % n == 0)
+        return mesh_sizes({"fsdp": rows, "tensor": count // rows}, config)
+    sizes = (config.num_attention_heads, config.intermediate_size, config.vocab_size)
+    heads = config.num_key_value_heads
+    needed: dict[int, dict[str, int]] = {}
+    for tensor in divisors:
+        if any(size % tensor for size in sizes) or (heads % tensor and tensor % heads):
+            continue
+        left = count // tensor
+        other = "data" if batch % left == 0 else "sequence"
+        found = mesh_sizes({"tensor": tensor, other: left}, config)
+        size = sum(step(found, None).sizes().values())
+        if size <= 0.9 * memory:
+            return found
+        needed.setdefault(size, found)
+    return needed[min(needed)]
 
 
 def _smallest(step: Any, config: LlamaConfig, batch: int, task: Task) -> Iterator[Suggestion]:
     """Of each kind the smallest slice whose shapes leave a tenth of the memory free."""
     for name, chip in CHIPS.items():
+        memory = _memory(chip, 1)
         for shape in chip.slices:
             count = math.prod(map(int, shape.split("x"))) * chip.devices
-            sizes = mesh_sizes(_chosen(config, count, batch, task), config)
+            sizes = _chosen(step, config, count, batch, task, memory)
             needed = sum(step(sizes, None).sizes().values())
-            memory = _memory(chip, count)
             if needed <= 0.9 * memory:
                 yield Suggestion(f"{name}:{shape}", count, sizes, needed, memory)
                 break

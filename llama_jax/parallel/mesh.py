@@ -38,6 +38,7 @@ __all__ = [
     "shard",
     "sharding",
     "spec",
+    "weight_axes",
     "weight_shardings",
 ]
 
@@ -98,8 +99,9 @@ def make_mesh(
     if given is None:
         return None
     sizes = mesh_sizes(given.shape if isinstance(given, Mesh) else given, config)
-    if isinstance(given, Mesh):
-        devices = list(given.devices.flat)
+    if isinstance(given, Mesh):  # each device stays at its place
+        order = [given.axis_names.index(axis) for axis in _INSIDE if axis in given.axis_names]
+        devices = list(given.devices.transpose(order).flat)
     shape = tuple(sizes[axis] for axis in _INSIDE)
     available = list(jax.devices() if devices is None else devices)
     needed = math.prod(shape)
@@ -184,6 +186,15 @@ def shard(x: Array, axes: str | Sequence[str], mesh: Mesh | None) -> Array:
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec(axes, mesh, x.shape)))
 
 
+def weight_axes(name: str) -> str:
+    """The axes of a parameter, by its name; norms have D, which nothing shares out.
+
+    >>> weight_axes("layers.0.self_attn.o_proj.weight"), weight_axes("norm.weight")
+    ('W N', 'D')
+    """
+    return _WEIGHTS.get(name.split(".")[-2], "D")
+
+
 def weight_shardings(names: Iterable[str], mesh: Mesh | None) -> dict[str, NamedSharding | None]:
     """Where each parameter lies, by its name; None where there is no mesh. Norms are everywhere.
 
@@ -194,7 +205,7 @@ def weight_shardings(names: Iterable[str], mesh: Mesh | None) -> dict[str, Named
     """
     if mesh is None:
         return dict.fromkeys(names)
-    return {name: sharding(_WEIGHTS.get(name.split(".")[-2], "D"), mesh) for name in names}
+    return {name: sharding(weight_axes(name), mesh) for name in names}
 
 
 @dataclasses.dataclass(frozen=True)
