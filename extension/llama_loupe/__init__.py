@@ -13,7 +13,7 @@ from IPython.core.getipython import get_ipython
 from IPython.display import display
 
 from llama_jax.text import token_labels
-from llama_loupe import renderer
+from llama_loupe import arrays, renderer
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -36,7 +36,7 @@ def show(*values: Any) -> None:
         elif get_ipython() is None:
             print(renderer.text(value))
         else:
-            with treescope.active_autovisualizer.set_scoped(renderer.PICTURES):
+            with treescope.active_autovisualizer.set_scoped(arrays.draw):
                 drawn = renderer.html(value)
             if drawn is None:
                 display(value)
@@ -47,9 +47,10 @@ def show(*values: Any) -> None:
 def load_ipython_extension(ip: InteractiveShell) -> None:
     """`%load_ext llama_loupe`: Treescope draws what cells display, in this notebook only.
 
-    Of an array inside a tree at most 1,000 cells are drawn, and of a tree the first 100 arrays; the
-    others are described, and drawn when they are displayed alone. `%%autovisualize False` at the
-    top of a cell leaves pictures out of its output.
+    A large array of real numbers is shown whole, in at most 2,304 cells with the largest magnitude
+    of each, its statistics and a histogram; a smaller one entry by entry. Of a tree the first 100
+    arrays are drawn; the others are named, and drawn when they are displayed alone.
+    `%%autovisualize False` at the top of a cell leaves pictures out of its output.
     """
     renderer.install(ip)
 

@@ -7,18 +7,17 @@ import itertools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import jax
-import numpy as np
 import treescope
 from IPython.core.display import DisplayObject
 from IPython.core.formatters import BaseFormatter
 from IPython.lib.pretty import RepresentationPrinter, pretty
 
+from llama_loupe import arrays
+
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-# About 5 KB of page for an array, and at most half a megabyte for a tree.
-PICTURES = treescope.ArrayAutovisualizer(maximum_size=1000)
+# About 6 KB of page for an array, and at most 0.6 MB for a tree.
 MOST_PICTURES = 100
 
 # In a dark theme the drawing is turned inside out: Treescope (0.1.10) has no colours but its own.
@@ -64,8 +63,8 @@ def install(ip: InteractiveShell) -> None:
     # Half of the colours around zero: white, like the page, where there is nothing.
     around_zero = treescope.default_diverging_colormap.get()
     for setting, value in (
-        (treescope.active_autovisualizer, PICTURES),
-        (treescope.default_magic_autovisualizer, PICTURES),
+        (treescope.active_autovisualizer, arrays.draw),
+        (treescope.default_magic_autovisualizer, arrays.draw),
         (treescope.default_sequential_colormap, around_zero[len(around_zero) // 2 :]),
     ):
         undo.callback(setting.set_globally, setting.get())
@@ -90,7 +89,10 @@ def html(value: Any) -> str | None:
     elif displays_itself(value):
         return None
     else:
-        with treescope.active_autovisualizer.set_scoped(pictures()):
+        with (
+            treescope.active_renderer.set_scoped(arrays.renderer()),
+            treescope.active_autovisualizer.set_scoped(pictures()),
+        ):
             drawn = treescope.render_to_html(value, ignore_exceptions=True)
     return THEME + drawn if drawn and "treescope-container" in drawn else drawn
 
@@ -99,9 +101,12 @@ def text(value: Any) -> str:
     """`value` in few words: large arrays by shape alone, nothing of them computed or copied."""
     if displays_itself(value):
         return pretty(value)
-    if is_array(value) and value.size <= MOST_VALUES:
+    if arrays.is_array(value) and not is_long(value):
         return repr(value)
-    with treescope.active_autovisualizer.set_scoped(shape_of_large):
+    with (
+        treescope.active_renderer.set_scoped(arrays.renderer(only_named=is_long)),
+        treescope.active_autovisualizer.set_scoped(None),
+    ):
         lines = treescope.render_to_text(value, ignore_exceptions=True).splitlines()
     cut = [line if len(line) <= MOST_COLUMNS else f"{line[:MOST_COLUMNS]} …" for line in lines]
     if len(cut) > MOST_LINES:
@@ -127,32 +132,20 @@ def displays_itself(value: Any) -> bool:
 def pictures() -> treescope.Autovisualizer | None:
     """The active autovisualizer for one display; ours draws so many arrays of it, and no more."""
     active = treescope.active_autovisualizer.get()
-    if active is not PICTURES:
+    if active is not arrays.draw:
         return active
     drawn = itertools.count()
 
     def first_ones(value: Any, path: str | None) -> Any:
-        if is_array(value) and next(drawn) >= MOST_PICTURES:
+        if arrays.is_array(value) and next(drawn) >= MOST_PICTURES:
             return None
-        return PICTURES(value, path)
+        return arrays.draw(value, path)
 
     return first_ones
 
 
-def shape_of_large(value: Any, path: str | None) -> treescope.VisualizationFromTreescopePart | None:
-    """An autovisualizer that names a large array and does not look into it."""
-    if not is_array(value) or value.size <= MOST_VALUES:
-        return None
-    adapter = treescope.type_registries.lookup_ndarray_adapter(value)
-    parts = treescope.rendering_parts
-    name = parts.siblings("<", adapter.get_array_summary(value, fast=True), ">")
-    return treescope.VisualizationFromTreescopePart(
-        parts.RenderableAndLineAnnotations(name, parts.empty_part())
-    )
-
-
-def is_array(value: Any) -> bool:
-    return isinstance(value, (jax.Array, np.ndarray))
+def is_long(value: Any) -> bool:
+    return arrays.is_array(value) and value.size > MOST_VALUES
 
 
 def restore_later(undo: contextlib.ExitStack, formatter: BaseFormatter, kind: type | str) -> None:
