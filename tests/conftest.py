@@ -4,3 +4,7 @@ import os
 
 # Before anything imports JAX: tests run on the CPU unless somebody says otherwise.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# One CPU plays sixteen devices, so that meshes are tested in this process; JAX reads this once.
+flags = os.environ.get("XLA_FLAGS", "")
+if "xla_force_host_platform_device_count" not in flags:
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=16".strip()

@@ -72,21 +72,23 @@ class TensorInfo:
 
     def read_into(self, array: np.ndarray, part: Part | None = None) -> None:
         """Reads it into an array, cast a few megabytes at a time; of a part only its own bytes."""
-        if part is None or part == whole(self.shape):
-            return _read_into(self, array)
-        rows, *others = part
-        if others == whole(self.shape[1:]) and array.flags.c_contiguous:
-            size = self.nbytes // self.shape[0]
-            start, stop = rows.start, rows.stop
-            here = dataclasses.replace(
-                self,
-                offset=self.offset + start * size,
-                nbytes=(stop - start) * size,
-                shape=(stop - start, *self.shape[1:]),
-            )
+        rows, *columns = whole(self.shape) if part is None else part
+        if columns != [*whole(self.shape[1:])]:
+            stored = np.memmap(self.file, DTYPES[self.dtype], "r", self.offset, self.shape)
+            array[...] = stored[part]
+            return
+        size = self.nbytes // self.shape[0]
+        here = dataclasses.replace(
+            self,
+            offset=self.offset + rows.start * size,
+            nbytes=(rows.stop - rows.start) * size,
+            shape=(rows.stop - rows.start, *self.shape[1:]),
+        )
+        if array.flags.c_contiguous:
             return _read_into(here, array)
-        stored = DTYPES[self.dtype]
-        array[...] = np.memmap(self.file, stored, "r", self.offset, self.shape)[part]
+        one_piece = np.empty(here.shape, DTYPES[self.dtype])
+        _read_into(here, one_piece)
+        array[...] = one_piece
 
 
 def whole(shape: tuple[int, ...]) -> Part:
