@@ -51,8 +51,10 @@ def main() -> None:
         return print(_compiled(json.loads(args.row)))
     versions = ", ".join(f"{name} {version(name)}" for name in ("jax", "libtpu"))
     print(f"# What fits: bf16, compiled by the TPU compiler ({versions})\n")
-    print(f"{datetime.date.today()}, made by `python -m benchmarks.fit` on no TPU. All GiB are of one")
-    print("device. The time is the least that the chips' published rates allow, not measured.\n")
+    print(f"{datetime.date.today()}, made by `python -m benchmarks.fit` on no TPU. All GiB are of")
+    print(
+        "one device. The time is the least that the chips' published rates allow, not measured.\n"
+    )
     columns = "model, devices, task, mesh, weights, cache, temporaries, all of, fits, "
     columns += "collectives a layer, MiB sent, at least, compiled in"
     print(f"| {columns.replace(', ', ' | ')} |")
