@@ -2,7 +2,7 @@
 PYTHON       ?= python3.13 python3.12 python3.11 python3 python
 NOTEBOOK     ?= notebooks/01_open_a_llama.ipynb
 LAB_ARGS     ?=
-TEST_ARGS    ?=
+TEST_ARGS    ?= -n 2 --dist loadfile
 ORACLE_ARGS  ?=
 TPU_ARGS     ?=
 BENCH_ARGS   ?=

@@ -273,6 +273,8 @@ def _read(text: str) -> dict[str, int]:
                 f'{item!r} in mesh={text!r}: write an axis and its size, as "tensor=8" or '
                 '"data=2, tensor=4".'
             )
+        if name in sizes:
+            raise MeshError(f"mesh={text!r} names {name} twice.")
         sizes[name] = int(size)
     return sizes
 

@@ -195,6 +195,20 @@ def test_the_array_takes_over_the_memory_that_was_read_into():
     assert jax.device_put(memory).unsafe_buffer_pointer() == memory.ctypes.data
 
 
+def test_of_a_part_only_its_own_bytes_are_read(saved, monkeypatch):
+    info = huggingface.inspect(saved)["layers.0.mlp.gate_proj.weight"]
+    every = info.read(np.dtype(np.float32))
+    rows, columns = info.shape[0] // 2, info.shape[1] // 2
+    part = (slice(rows, info.shape[0]), slice(0, columns))
+    np.testing.assert_array_equal(info.read(every.dtype, part), every[part])
+    sizes = []
+    read = tensors._read_into
+    monkeypatch.setattr(tensors, "_read_into", lambda i, a: (sizes.append(i.nbytes), read(i, a)))
+    part = (slice(rows, info.shape[0]), slice(0, info.shape[1]))
+    np.testing.assert_array_equal(info.read(every.dtype, part), every[rows:])
+    assert sizes == [info.nbytes - rows * info.nbytes // info.shape[0]]
+
+
 def test_an_interrupt_while_loading_leaves_a_model_that_can_be_loaded(saved, monkeypatch):
     calls, read = [], tensors.TensorInfo.read
 

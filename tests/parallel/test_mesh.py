@@ -56,6 +56,7 @@ def test_a_mesh_takes_the_first_devices_that_it_needs():
         ("8", "'8' in mesh="),
         ("tensor = 8", "'tensor' in mesh="),
         ("tensor=2.5", "'tensor=2.5' in mesh="),
+        ("tensor=2, tensor=4", "names tensor twice"),
         ("tensor=-2", "'tensor=-2' in mesh="),
         ("data=0", "data=0: a size is a whole number of devices"),
         ({"tensor": 2.5}, "tensor=2.5: a size is a whole number"),
