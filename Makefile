@@ -39,8 +39,9 @@ test: $(V)/.test browser
 browser: $(V)/.test
 	@$(PY) tests/browser/chromium.py
 
+# With the tests of files that torch makes.
 oracle: $(V)/.oracle
-	$(PY) -m pytest tests/oracle $(ORACLE_ARGS)
+	$(PY) -m pytest tests/oracle tests/parallel/test_sharded_files.py $(ORACLE_ARGS)
 
 # No TPU is needed: the compiler alone, of programs that are not run.
 tpu: $(V)/.tpu
