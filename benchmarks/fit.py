@@ -83,7 +83,7 @@ def _compiled(row: list) -> str:
     mesh = ", ".join(f"{axis} {size}" for axis, size in report.mesh.items() if size > 1)
     kept = "weights" if task != "train" else "weights + optimizer"
     weights = report.breakdown["weights"] + report.breakdown.get("optimizer", 0)
-    sent = ", ".join(f"{x.count / report.layers:.2f} {x.kind}" for x in report.collectives)
+    sent = ", ".join(f"{count:.2f} {kind}" for kind, count in report.per_layer.items())
     step = {"decode": "token", "prefill": "chunk", "train": "step"}[task]
     cells = [
         model.removeprefix("llama-3.1-").upper(),

@@ -145,7 +145,8 @@ class Llama:
         else:
             said = huggingface.read_config(folder)
             config = config or LlamaConfig.from_huggingface(said)
-            stored = wanted or as_dtype(said.get("torch_dtype") or said.get("dtype") or "bfloat16")
+            wide = (said.get("dtype") or said.get("torch_dtype")) in ("float32", "float64")
+            stored = wanted or (jnp.float32 if wide else jnp.bfloat16)
             model = Model(config, jnp.float32, _mesh(mesh, config, stored))
             load = orbax.load if orbax.is_orbax(folder) else huggingface.load
             load(folder, model, wanted)

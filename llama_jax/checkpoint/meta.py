@@ -365,12 +365,17 @@ def _header(file: pathlib.Path) -> Rank:
             f"{size}: {in_words(apart)} does not lie in the file in one piece. Open it with torch "
             "and save it again."
         )
-    mapped = min((x.untyped_storage().data_ptr() for x in content.values()), default=0)
-    start = _first_storage(file)
+    mapped = {tensor.untyped_storage().data_ptr() for tensor in content.values()}
+    start, count = _storages(file)
+    if len(mapped) != count:  # else the first in memory might not be the first in the file
+        raise CheckpointError(
+            f"{size} holds {count} pieces of data for {len(mapped)} of its tensors. Open it with "
+            "torch and save it again."
+        )
     return {
         name: TensorInfo(
             file,
-            start + tensor.data_ptr() - mapped,
+            start + tensor.data_ptr() - min(mapped),
             tensor.numel() * tensor.element_size(),
             tuple(tensor.shape),
             dtypes.get(tensor.dtype, str(tensor.dtype)),
@@ -379,14 +384,14 @@ def _header(file: pathlib.Path) -> Rank:
     }
 
 
-def _first_storage(file: pathlib.Path) -> int:
-    """Where the bytes of the first tensor begin in a torch file, which is a zip archive."""
+def _storages(file: pathlib.Path) -> tuple[int, int]:
+    """Where the bytes of the first begin in a torch file, which is a zip archive; their number."""
     with zipfile.ZipFile(file) as archive:
         found = [entry.header_offset for entry in archive.infolist() if "/data/" in entry.filename]
     with open(file, "rb") as stream:
         stream.seek(min(found, default=0) + 26)  # a header's last 4 of 30 bytes: what follows it
         name, extra = struct.unpack("<HH", stream.read(4))
-        return stream.tell() + name + extra
+        return stream.tell() + name + extra, len(found)
 
 
 def _as_torch(torch: Any, array: np.ndarray) -> Any:

@@ -191,9 +191,7 @@ class Suggestions(Table):
         first = self.rows[0].devices if self.rows else "…"
         last = f'From shapes alone; fit(..., devices="{first}") asks the compiler.'
         if not self.rows:
-            last = (
-                "No slice that is known holds it: fewer rows, a shorter context, or int8 weights."
-            )
+            last = "No slice that is known holds it: try fewer rows or a shorter context."
         return (f"{self.model} fits on", "devices", "mesh", "each holds", "of"), rows, last
 
 
@@ -505,7 +503,10 @@ def _bytes(tree: Any) -> int:
 def _devices(devices: str) -> tuple[Chip | None, int, Sequence[Any] | None]:
     """The chip, how many devices, and those to compile for."""
     if devices in ("local", "cpu", "gpu", "tpu"):
-        here = jax.devices() if devices == "local" else jax.devices(devices)
+        try:
+            here = jax.devices() if devices == "local" else jax.devices(devices)
+        except RuntimeError as error:
+            raise FitError(f"{devices!r}: {error}") from None
         kind = here[0].device_kind.lower()
         chip = next((chip for name, chip in CHIPS.items() if name in kind), None)
         return chip, len(here), here
@@ -585,16 +586,22 @@ def _chosen(
     Large `tensor` comes first, since it answers soonest. What is beyond the KV heads holds them,
     and their cache, several times: where that is too much, rows or positions are shared out.
     """
-    divisors = [n for n in range(count, 0, -1) if count % n == 0]
-    if task == "train":
-        rows = next(n for n in divisors if batch % n == 0 and config.hidden_size % n == 0)
-        return mesh_sizes({"fsdp": rows, "tensor": count // rows}, config)
-    sizes = (config.num_attention_heads, config.intermediate_size, config.vocab_size)
     heads = config.num_key_value_heads
+    sizes = (config.num_attention_heads, config.intermediate_size, config.vocab_size)
+    divisors = [n for n in range(count, 0, -1) if count % n == 0]
+    tensors = [
+        n
+        for n in divisors
+        if not any(size % n for size in sizes) and (heads % n == 0 or n % heads == 0)
+    ]
+    if task == "train":
+        shared = [n for n in divisors if config.hidden_size % n == 0 and count // n in tensors]
+        if not shared:
+            return mesh_sizes({"data": count}, config)
+        rows = next((n for n in shared if batch % n == 0), shared[0])
+        return mesh_sizes({"fsdp": rows, "tensor": count // rows}, config)
     needed: dict[int, dict[str, int]] = {}
-    for tensor in divisors:
-        if any(size % tensor for size in sizes) or (heads % tensor and tensor % heads):
-            continue
+    for tensor in tensors:
         left = count // tensor
         other = "data" if batch % left == 0 else "sequence"
         found = mesh_sizes({"tensor": tensor, other: left}, config)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from llama_jax import Llama
 from llama_jax.checkpoint import CheckpointError, folder, huggingface, tensors
 from llama_jax.config import LlamaConfig
 from llama_jax.dtypes import DtypeError, as_dtype
@@ -207,6 +208,13 @@ def test_of_a_part_only_its_own_bytes_are_read(saved, monkeypatch):
     part = (slice(rows, info.shape[0]), slice(0, info.shape[1]))
     np.testing.assert_array_equal(info.read(every.dtype, part), every[rows:])
     assert sizes == [info.nbytes - rows * info.nbytes // info.shape[0]]
+
+
+@pytest.mark.parametrize("named", ["float64", "torch.bfloat16", "auto", None])
+def test_the_dtype_that_a_config_names_decides_nothing(saved, named):
+    config = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps({**config, "torch_dtype": named}))
+    assert_equal(values(Llama.from_pretrained(saved).model), loaded(saved))
 
 
 def test_an_interrupt_while_loading_leaves_a_model_that_can_be_loaded(saved, monkeypatch):

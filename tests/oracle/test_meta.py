@@ -6,6 +6,7 @@ import os
 import pathlib
 import pickle
 import shutil
+import zipfile
 
 import jax.numpy as jnp
 import llama_models
@@ -208,6 +209,14 @@ def test_broken_files_are_named(weights, tmp_path):
     for leftover in folder.glob("*.pth"):
         leftover.unlink()
     refused(folder, "no consolidated.00.pth; it has params.json")
+
+
+def test_data_that_no_tensor_names_is_refused(weights, tmp_path):
+    folder = write(tmp_path / "meta", weights)
+    (file,) = folder.glob("*.pth")
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.writestr(f"{archive.namelist()[0].split('/')[0]}/data/999", b"more")
+    refused(folder, "pieces of data for")
 
 
 def test_what_does_not_fit_is_listed_before_anything_is_read(weights, tmp_path):

@@ -89,6 +89,17 @@ def test_the_smallest_slices_that_fit():
     assert "a100" not in {s.devices.split(":")[0] for s in nothing}
 
 
+def test_training_finds_a_mesh_for_any_number_of_devices():
+    def mesh(devices, batch):
+        report = fit("llama-3.1-8b", devices, batch=batch, task="train")
+        return {axis: size for axis, size in report.mesh.items() if size > 1}
+
+    assert mesh("h100:8", 8) == {"fsdp": 8}
+    assert mesh("h100:8", 1) == {"tensor": 8}
+    assert mesh("h100:64", 1) == {"fsdp": 64}, "more than there are heads: rows are padded"
+    assert mesh("h100:3", 1) == {"data": 3}
+
+
 @pytest.mark.parametrize(
     ("given", "says"),
     [
@@ -111,6 +122,7 @@ def test_what_will_be_slow_is_said(given, says):
     [
         ({"devices": "v9:2x2"}, fitting.FitError, "no chip is called 'v9'. Known are v5e"),
         ({"devices": "v5e:3x3"}, fitting.FitError, "no such slice. Known are v5e:1x1"),
+        ({"devices": "gpu"}, fitting.FitError, "'gpu': .*gpu"),
         ({"devices": "h100"}, fitting.FitError, "say how many, as h100:8"),
         ({"task": "sleep"}, fitting.FitError, "'decode', 'prefill' or 'train'"),
         ({"batch": 0}, fitting.FitError, "batch is 0"),
