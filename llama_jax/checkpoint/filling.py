@@ -38,8 +38,11 @@ class Source(Protocol):
     @property
     def place(self) -> tuple[pathlib.Path, int]: ...
 
-    def read(self, dtype: np.dtype, part: Part | None = None) -> np.ndarray:
-        """The tensor, or a part of it, as `dtype`, in memory that JAX takes over."""
+    def read(self, dtype: np.dtype, part: Part | None = None) -> tuple[np.ndarray, bool]:
+        """The tensor, or a part of it, as `dtype`, in memory that JAX takes over.
+
+        Also says whether all of it is finite.
+        """
         ...
 
 
@@ -67,29 +70,31 @@ def fill(
     size = sum(math.prod(sources[name].shape) * dtypes[name].itemsize for name in order)
     check_fits(size, str(directory), parts("F W", mesh))
     quiet = not progress or size < 200e6
-    finite: dict[str, Bool[Array, ""]] = {}
+    finite: dict[str, bool] = {}
     with tqdm.auto.tqdm(desc="Loading", total=size, unit="B", unit_scale=1, disable=quiet) as bar:
         for name in order:
-            array = _array(sources[name], dtypes[name], place_of(slots[name].get_value()))
+            place = place_of(slots[name].get_value())
+            array, finite[name] = _array(sources[name], dtypes[name], place)
             slots[name].set_value(array)
-            finite[name] = _finite(array)  # while the next one is read
             bar.update(array.nbytes)
     _warn(finite, directory)
 
 
-def _array(source: Source, dtype: np.dtype, place: NamedSharding | None) -> Array:
+def _array(source: Source, dtype: np.dtype, place: NamedSharding | None) -> tuple[Array, bool]:
     if place is None:
-        return jax.device_put(source.read(dtype)).block_until_ready()  # one on its way at a time
+        array, finite = source.read(dtype)
+        return jax.device_put(array).block_until_ready(), finite  # one on its way at a time
     holders: dict[tuple[tuple[int, int], ...], list[Any]] = {}
     for device, index in place.addressable_devices_indices_map(source.shape).items():
         assert index is not None
         spans = (at.indices(size)[:2] for at, size in zip(index, source.shape, strict=True))
         holders.setdefault(tuple(spans), []).append(device)
-    arrays = []
+    arrays, finite = [], True
     for held, devices in holders.items():
-        part = source.read(dtype, tuple(slice(*span) for span in held))
+        part, known = source.read(dtype, tuple(slice(*span) for span in held))
+        finite &= known
         arrays += [jax.device_put(part, device).block_until_ready() for device in devices]
-    return jax.make_array_from_single_device_arrays(source.shape, place, arrays)
+    return jax.make_array_from_single_device_arrays(source.shape, place, arrays), finite
 
 
 def check_finite(arrays: Mapping[str, Array], directory: str | os.PathLike[str]) -> None:
@@ -97,7 +102,7 @@ def check_finite(arrays: Mapping[str, Array], directory: str | os.PathLike[str])
     _warn({name: _finite(array) for name, array in arrays.items()}, directory)
 
 
-def _warn(finite: Mapping[str, Bool[Array, ""]], directory: str | os.PathLike[str]) -> None:
+def _warn(finite: Mapping[str, bool | Bool[Array, ""]], directory: str | os.PathLike[str]) -> None:
     broken = [name for name in finite if not finite[name]]
     if broken:
         warnings.warn(

@@ -269,13 +269,17 @@ class _Parts:
     def place(self) -> tuple[pathlib.Path, int]:
         return self.parts[0].place
 
-    def read(self, dtype: np.dtype, part: Part | None = None) -> np.ndarray:
-        """The tensor, or a part of it that cuts no head, as `dtype`; reads its own bytes only."""
+    def read(self, dtype: np.dtype, part: Part | None = None) -> tuple[np.ndarray, bool]:
+        """The tensor, or a part of it that cuts no head, as `dtype`; reads its own bytes only.
+
+        Also says whether all of it is finite.
+        """
         part = whole(self.shape) if part is None else part
         axis = self.axis
         if axis is None or (len(self.parts) == 1 and self.turned is None):
             return self.parts[0].read(dtype, part)
-        array, start = aligned(tuple(x.stop - x.start for x in part), dtype), 0
+        array = aligned(tuple(x.stop - x.start for x in part), dtype)
+        finite, start = True, 0
         for held in self.parts:
             low, high = (
                 min(max(at, start), start + held.shape[axis]) - start
@@ -288,11 +292,13 @@ class _Parts:
             if low == high:
                 continue
             if self.turned is None:
-                held.read_into(out, here)
+                finite &= held.read_into(out, here)
             else:
                 heads = self.turned * (high - low) // self.shape[0]
-                _halves(held.read(DTYPES[held.dtype], here), heads, out)
-        return array
+                pairs, known = held.read(DTYPES[held.dtype], here)
+                _halves(pairs, heads, out)
+                finite &= known
+        return array, finite
 
 
 def _along(part: Part, axis: int, at: slice) -> Part:
