@@ -14,11 +14,22 @@ from IPython.display import display
 
 from llama_jax.text import token_labels
 from llama_loupe import arrays, renderer
+from llama_loupe.export import export
+from llama_loupe.selection import Selection
+from llama_loupe.views.attention import attention
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-__all__ = ["load_ipython_extension", "show", "token_labels", "unload_ipython_extension"]
+__all__ = [
+    "Selection",
+    "attention",
+    "export",
+    "load_ipython_extension",
+    "show",
+    "token_labels",
+    "unload_ipython_extension",
+]
 
 
 def show(*values: Any) -> None:

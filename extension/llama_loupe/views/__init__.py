@@ -1,0 +1,1 @@
+"""The views, one file each. Begin with `view.py`, one floor up."""
