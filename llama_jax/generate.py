@@ -81,6 +81,7 @@ class Generation(Captured):
     text: str | list[str]
     config: LlamaConfig
     captured: Mapping[str, Any]
+    llama: Llama | None = None  # shared, not copied: it knows the tokens' texts
 
     def __repr__(self) -> str:
         return f"Generation({self.text!r})"
@@ -138,7 +139,7 @@ def write(
 
 def collect(
     steps: Iterator[Step],
-    config: LlamaConfig,
+    llama: Llama,
     lengths: Int[np.ndarray, " B"],
     single: bool,
     captures: Mapping[str, Capture] = types.MappingProxyType({}),
@@ -153,6 +154,7 @@ def collect(
     alive = tokens >= 0
     texts = ["".join(parts) for parts in column("text", object)]
     written = alive.sum(axis=1)
+    config = llama.config
     captured = _assembled([step.pieces for step in made], captures, config, lengths, written)
     return Generation(
         tokens=np.where(alive, tokens, 0),
@@ -162,6 +164,7 @@ def collect(
         text=texts[0] if single else texts,
         config=config,
         captured=captured,
+        llama=llama,
     )
 
 

@@ -433,7 +433,7 @@ class Llama:
             budget,
             keep=True,
         )
-        return writing.collect(steps, self.config, lengths, single, captures)
+        return writing.collect(steps, self, lengths, single, captures)
 
     def chat(
         self,
