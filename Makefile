@@ -14,7 +14,7 @@ PIP := $(PY) -m pip --disable-pip-version-check
 INSTALL := $(if $(shell command -v uv 2>/dev/null),uv pip install --quiet --python $(PY),$(PIP) install --quiet)
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test oracle tpu bench lint browser clean
+.PHONY: help lab test oracle tpu bench lint frontend browser clean
 
 help:
 	@echo "make lab      open JupyterLab on $(NOTEBOOK)"
@@ -23,6 +23,7 @@ help:
 	@echo "make tpu      compile for TPUs, which need not be there (libtpu, Linux)"
 	@echo "make bench    measure"
 	@echo "make lint     ruff and mypy"
+	@echo "make frontend  build the views' pages and test them (Node.js)"
 	@echo "make clean    remove $(V) and all caches"
 
 lab: $(V)/.lab
@@ -49,6 +50,12 @@ tpu: $(V)/.tpu
 
 bench: $(V)/.test
 	$(PY) -m benchmarks $(BENCH_ARGS)
+
+# The pages' half of the views, in TypeScript. What it builds is committed: only who changes it
+# needs Node. Fails where what is committed is not what the sources give.
+frontend:
+	cd extension/frontend && npm ci --silent && npm run --silent check && npm test --silent && npm run --silent build
+	git diff --exit-code --stat -- extension/llama_loupe/static
 
 lint: $(V)/.test
 	$(PY) -m ruff check

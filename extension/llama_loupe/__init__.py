@@ -59,8 +59,8 @@ def load_ipython_extension(ip: InteractiveShell) -> None:
     """`%load_ext llama_loupe`: Treescope draws what cells display, in this notebook only.
 
     A large array of real numbers is shown whole, in at most 2,304 cells with the largest magnitude
-    of each, its statistics and a histogram; a smaller one entry by entry. Of a tree the first 100
-    arrays are drawn; the others are named, and drawn when they are displayed alone.
+    of each, its statistics and a histogram; a smaller one entry by entry. Of a tree with more than
+    four large arrays each is drawn when its node is opened, as long as the kernel is there.
     `%%autovisualize False` at the top of a cell leaves pictures out of its output.
     """
     renderer.install(ip)

@@ -24,6 +24,7 @@ CELLS, DOWN, ACROSS = 2304, 48, 96
 # Up to this size what lies in the host's memory is pooled there, by NumPy: XLA compiles for a
 # second for each shape, and every prompt's captures have their own.
 AT_ONCE = 1_000_000
+MOST_KEYS = 1000  # Treescope fails on so many, when NumPy prints what it is left to print
 NOT_FINITE = "rgb(255, 0, 255)"  # as Treescope marks it, on black
 
 
@@ -46,31 +47,26 @@ def draw(value: Any, path: str | None) -> treescope.VisualizationFromTreescopePa
     """
     if is_array(value) and not value.size:
         return None
+    mesh = value.mesh if isinstance(value, NamedSharding) else value
+    if isinstance(mesh, Mesh) and any("<" in str(axis) for axis in mesh.axis_names):
+        return None  # Treescope (0.1.10) would make markup of it
     if not is_large(value):
         return EXACT(value, path)
-    down, across = as_matrix(value.shape)
-    rows = min(down, DOWN)
-    columns = min(across, CELLS // rows, ACROSS)
-    found = pooled(value, (rows, columns))
-    # The pointer and the legend name a cell by the entries in it.
-    entries = [ranges(rows, value.shape[:-1] or (1,)), ranges(columns, value.shape[-1:])]
-    summary = str(found.statistics).partition(": ")[2]
-    inside = [
-        figures.treescope_part_from_display_object(picture(found, value.shape, entries)),
-        *legend(found, value.ndim, entries),
-        comment(place(value)),
-    ]
-    node = parts.build_custom_foldable_tree_node(
-        label=parts.abbreviation_color(parts.siblings("<", name(value), f": {summary}")),
-        contents=parts.siblings(
-            parts.fold_condition(expanded=parts.indented_children(inside)),
-            parts.abbreviation_color(parts.text(">")),
-        ),
-        path=path,
-        expand_state=parts.ExpandState.WEAKLY_EXPANDED,
-    ).renderable
+    summary, lines = contents(value)
+    drawn = parts.RenderableAndLineAnnotations(
+        folded(value, f": {summary}", lines), parts.build_copy_button(path)
+    )
+    return treescope.VisualizationFromTreescopePart(drawn)
+
+
+def draw_unfolded(value: Any, path: str | None) -> treescope.VisualizationFromTreescopePart | None:
+    """`draw` without the line that names a large array and folds its picture away."""
+    if not is_large(value):
+        return draw(value, path)
+    summary, lines = contents(value)
+    drawn = parts.on_separate_lines([comment(summary), *lines])
     return treescope.VisualizationFromTreescopePart(
-        parts.RenderableAndLineAnnotations(node, parts.build_copy_button(path))
+        parts.RenderableAndLineAnnotations(drawn, parts.empty_part())
     )
 
 
@@ -78,19 +74,50 @@ def is_array(value: Any) -> bool:
     return isinstance(value, (jax.Array, np.ndarray))
 
 
-def is_large(value: Any) -> bool:
-    """Whether Treescope would show corners of it, and `llama_jax.analysis.overview` the whole."""
-    if isinstance(value, jax.core.Tracer) or not is_array(value) or not value.size:
+def has_picture(value: Any) -> bool:
+    """Whether `draw` draws it, for sure."""
+    if isinstance(value, jax.core.Tracer) or not is_array(value) or value.size < 2:
         return False
     if isinstance(value, jax.Array):
         if value.is_deleted() or not value.is_fully_addressable:
             return False
     elif type(value) not in (np.ndarray, np.memmap):  # a masked array hides some of its entries
         return False
-    longest = max(value.shape, default=1)
-    exact = value.size <= EXACT.maximum_size and longest <= EXACT.cutoff_size_per_axis
+    return any(jnp.issubdtype(value.dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_))
+
+
+def is_large(value: Any) -> bool:
+    """Whether Treescope would show corners of it, and `llama_jax.analysis.overview` the whole."""
+    if not has_picture(value):
+        return False
+    exact = value.size <= EXACT.maximum_size and max(value.shape) <= EXACT.cutoff_size_per_axis
     real = jnp.issubdtype(value.dtype, jnp.floating) and value.dtype.itemsize <= 8
     return real and not exact
+
+
+def contents(value: Any) -> tuple[str, list[Any]]:
+    """The statistics of a large array in a line, and the lines of its picture."""
+    down, across = as_matrix(value.shape)
+    rows = min(down, DOWN)
+    columns = min(across, CELLS // rows, ACROSS)
+    found = pooled(value, (rows, columns))
+    # The pointer and the legend name a cell by the entries in it.
+    entries = [ranges(rows, value.shape[:-1] or (1,)), ranges(columns, value.shape[-1:])]
+    drawn = figures.treescope_part_from_display_object(picture(found, value.shape, entries))
+    summary = str(found.statistics).partition(": ")[2]
+    return summary, [drawn, *legend(found, value.ndim, entries), comment(place(value))]
+
+
+def folded(value: Any, said: str, lines: list[Any]) -> Any:
+    """`<jax.Array float32(64, 64)>`, with `said` about it; opened it shows the lines."""
+    return parts.build_custom_foldable_tree_node(
+        label=parts.abbreviation_color(parts.siblings("<", name(value), said)),
+        contents=parts.siblings(
+            parts.fold_condition(expanded=parts.indented_children(lines)),
+            parts.abbreviation_color(parts.text(">")),
+        ),
+        expand_state=parts.ExpandState.WEAKLY_EXPANDED,
+    ).renderable
 
 
 def as_matrix(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -284,18 +311,24 @@ def on_auto_mesh(node: Any, path: str | None, node_renderer: Any) -> Any:
         return node_renderer(jax.device_put(node, new), path)
 
 
-def renderer(only_named: Callable[[Any], bool] = is_large) -> Any:
-    """Treescope's, but arrays of which no picture is drawn, and that are to be `only_named`, are.
+def are_keys(value: Any) -> bool:
+    """Whether they are random keys, and so many that Treescope would show corners of them."""
+    if not isinstance(value, jax.Array) or isinstance(value, jax.core.Tracer):
+        return False
+    return jnp.issubdtype(value.dtype, jax.dtypes.prng_key) and value.size >= MOST_KEYS
 
-    Treescope (0.1.10) describes what it draws once more, and copies all of it for that.
+
+def naming(named: Callable[[Any], bool] = is_large) -> Callable[..., Any]:
+    """A handler: arrays of which no picture is drawn, and that are to be `named`, are no more.
+
+    Treescope (0.1.10) describes what it draws once more, and copies all of it for that. On many
+    random keys it fails.
     """
 
     def handler(node: Any, path: str | None, subtree_renderer: Any) -> Any:
-        if not only_named(node):
+        if not named(node) and not are_keys(node):
             return NotImplemented
         line = parts.abbreviation_color(parts.siblings("<", name(node), ">"))
         return parts.RenderableAndLineAnnotations(line, parts.build_copy_button(path))
 
-    return treescope.active_renderer.get().extended_with(
-        handlers=[handler], wrapper_hooks=[on_auto_mesh]
-    )
+    return handler

@@ -73,6 +73,7 @@ def server(folder: Path, start_seconds: float = 60) -> Iterator[Server]:
         port = free.getsockname()[1]
     lab = Server(f"http://127.0.0.1:{port}", secrets.token_hex(16), root, log)
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--expose-app-in-browser"]
+    command += ["--JupyterNotebookApp.expose_app_in_browser=True"]
     command += ["--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}"]
     command += ["--ServerApp.port_retries=0", f"--IdentityProvider.token={lab.token}"]
     command += [f"--ServerApp.root_dir={root}"]

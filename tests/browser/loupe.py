@@ -18,12 +18,13 @@ ADDRESS = "http://127.0.0.1:1"  # nothing listens there: `serve` answers in its 
 PAGE = """<!doctype html><html lang="en"><head><title>a view</title><meta charset="utf-8">
 <link rel="stylesheet" href="/loupe.css"><style>
 body { margin: 8px; }
-body[data-jp-theme-light="false"] { background: #111; --jp-layout-color0: #111;
+body[data-jp-theme-light="false"] { background: #111; color: #fff; --jp-layout-color0: #111;
   --jp-layout-color2: #424242; --jp-ui-font-color1: #fff; --jp-ui-font-color2: #bbb;
   --jp-border-color1: #757575; }
 body[data-jp-theme-light="true"] { --jp-layout-color0: #fff; --jp-layout-color2: #eee;
   --jp-ui-font-color1: #212121; --jp-ui-font-color2: #616161; --jp-border-color1: #bdbdbd; }
-</style></head><body data-jp-theme-light="true"><main id="place"></main>
+</style></head><body data-jp-theme-light="true">
+<main><h1>A notebook</h1><div id="place"></div></main>
 <script type="module">
 import loupe from "/loupe.js";
 const bytes = text => Uint8Array.from(atob(text), mark => mark.charCodeAt(0)).buffer;

@@ -83,3 +83,24 @@ def test_a_hostile_label_runs_no_script(lab):
     tip.wait_for(state="visible")
     assert hostile in tip.inner_text().replace("\u200b", "")
     assert lab.page.evaluate("window.hacked") is None
+
+
+def test_an_array_in_a_tree_is_drawn_when_its_node_is_opened(lab):
+    cells = (
+        "%load_ext llama_loupe\nfrom llama_jax import Llama\nllama = Llama.from_pretrained('cria')",
+        "llama.model",
+        "import treescope\ntreescope.display(llama.model.layers[0])",
+    )
+    lab.open(write(lab.lab.root / "opened.ipynb", *cells))
+    lab.run_all()
+    assert not lab.errors()
+    for cell in (1, 2):
+        tree = lab.drawn(cell).locator("treescope-container").first
+        assert not tree.locator("canvas").count()
+        # By its own toggles: whoever opens a node sees what is in it.
+        toggles = tree.locator("input.foldable_node_toggle")
+        toggles.evaluate_all("all => all.forEach(one => one.checked || one.click())")
+        picture = tree.locator("llama-loupe-picture treescope-container").first
+        picture.locator("canvas").first.wait_for(state="visible")
+    page = "".join(lab.outputs(1)[0]["data"]["text/html"])
+    assert len(page) < 300_000

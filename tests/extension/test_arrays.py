@@ -2,7 +2,6 @@
 
 import base64
 import re
-import time
 import warnings
 
 import jax
@@ -10,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import treescope
-from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -42,7 +40,7 @@ def nothing_is_ignored():
 
 def page(value, **settings):
     with (
-        treescope.active_renderer.set_scoped(arrays.renderer()),
+        treescope.active_renderer.set_scoped(renderer.extended()),
         treescope.active_autovisualizer.set_scoped(arrays.draw),
     ):
         return html(value, **settings)
@@ -232,27 +230,9 @@ def test_a_picture_is_a_small_page(shape):
     assert len(page(normal(*shape))) < 60_000
 
 
-def test_a_tree_computes_the_pictures_it_shows_and_no_more(monkeypatch):
-    pooled, seen = arrays.pooled, []
-    monkeypatch.setattr(arrays, "pooled", lambda *given: seen.append(1) or pooled(*given))
-    many = [nnx.Param(jnp.asarray(normal(64, 64))) for _ in range(130)]
-    with treescope.active_autovisualizer.set_scoped(arrays.draw):
-        drawn = renderer.html(many)
-    assert len(seen) == renderer.MOST_PICTURES and len(drawn) < 1_000_000
-    assert renderer.html(many) and renderer.text(many) and len(seen) == renderer.MOST_PICTURES
-
-
-def test_a_model_is_drawn_at_once():
-    model = Llama.from_pretrained("cria").model
-    start = time.monotonic()
-    drawn = page(model)
-    assert time.monotonic() - start < 2
-    assert len(drawn) < 300_000
-
-
 def test_a_run_is_drawn_with_its_captures():
     llama = Llama.from_pretrained("cria")
-    run = llama.run("One day", capture=["mlp.act"])
+    run = llama.run("One day", capture=[("mlp.act", 0)])
     assert "mean " in words(run)
 
 

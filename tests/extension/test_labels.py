@@ -1,15 +1,18 @@
-"""Token labels reach the page as text."""
+"""Token labels, and all that stands in a tree, reach the page as text."""
 
 import base64
+import dataclasses
 import re
 import zlib
 from html.parser import HTMLParser
 
+import jax
 import numpy as np
 import pytest
 import treescope
+from flax import nnx
 
-from llama_loupe import token_labels
+from llama_loupe import arrays, renderer, token_labels
 
 HOSTILE = [
     "</script><script>alert(1)</script>",
@@ -80,3 +83,96 @@ def test_characters_that_are_not_seen_are_written_out():
         r"\u200b",
         r"\x00",
     ]
+
+
+IN_TREES = [
+    *HOSTILE,
+    '<img src=x onerror="alert(1)">',
+    "</llama-loupe-picture></template><b>",
+    "'\"><svg/onload=alert(1)>",
+    "}</style><b>",
+    "a\u2028<i>",
+    "\u202eabc<i>",
+    "\x1b[31mred<i>",
+    "<b>" + "x" * 10_000,
+]
+
+
+@dataclasses.dataclass(eq=False)
+class Key:
+    """A key of a dict, with an array in it."""
+
+    inside: object
+
+
+class Says:
+    """What an object says of itself is drawn as it is."""
+
+    def __init__(self, text: str):
+        self.text = text
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+def on_mesh(name: str) -> jax.Array:
+    """Of one device: for several XLA would read the name, and not every name."""
+    mesh = jax.make_mesh((1,), (name,), devices=jax.devices()[:1])
+    return jax.device_put(np.ones((64, 64), np.float32), jax.NamedSharding(mesh, jax.P(name)))
+
+
+def pictures() -> list[np.ndarray]:
+    return [np.ones((64, 64), np.float32)] * 6
+
+
+TREES = {
+    "string": lambda text: [text, {text}, (text,)],
+    "key": lambda text: {text: 1},
+    "key of arrays": lambda text: {text: pictures()},
+    "key with an array": lambda text: {Key(pictures()[0]): text, Key(text): pictures()},
+    "repr": lambda text: [Says(text), {Says(text): pictures()}],
+    "repr alone": Says,
+    "type": lambda text: type(text, (), {})(),
+    "module": lambda text: nnx.Dict({text: nnx.Param(np.ones(3), unit=text)}),
+    "strings of NumPy": lambda text: [np.array([text]), np.array([text], object)],
+    "axis of an array": on_mesh,
+    "axis of arrays": lambda text: {text: [on_mesh(text)] * 6},
+    "exception": ValueError,
+}
+
+
+def tree_page(value) -> str:
+    with (
+        treescope.active_renderer.set_scoped(renderer.extended()),
+        treescope.active_autovisualizer.set_scoped(arrays.draw),
+    ):
+        return treescope.render_to_html(value, ignore_exceptions=True, compressed=False)
+
+
+@pytest.mark.parametrize("kind", TREES)
+@pytest.mark.parametrize("text", IN_TREES, ids=range(len(IN_TREES)))
+def test_nothing_in_a_tree_adds_a_tag_or_turns_text_around(kind, text):
+    harmless = re.sub(r"[<>&\"'/=!]", "x", text)
+    drawn = tree_page(TREES[kind](text))
+    assert tags(drawn) == tags(tree_page(TREES[kind](harmless)))
+    assert not re.search("[\u2028\u202e\x1b]", drawn)
+    assert len(drawn) < 1_000_000
+
+
+@pytest.mark.parametrize("text", IN_TREES, ids=range(len(IN_TREES)))
+def test_the_axes_of_a_mesh_add_no_tag(text):
+    """Treescope 0.1.10 puts them into a script as they are."""
+    sharding = on_mesh(text).sharding
+    drawn = tags(tree_page([sharding, sharding.mesh]))
+    plain = tags(tree_page([Says("mesh"), Key(1)]))
+    assert set(drawn) <= set(plain) and drawn.count("script") == plain.count("script")
+
+
+def test_half_a_character_is_written_out():
+    with treescope.active_autovisualizer.set_scoped(arrays.draw):
+        assert renderer.html([Says("\ud800")])
+    assert "\\ud800" in tree_page([Says("\ud800")])
+
+
+def test_an_object_colours_no_terminal():
+    assert renderer.text([Says("\x1b[31mred")]) == "[\\x1b[31mred]"

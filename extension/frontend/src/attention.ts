@@ -182,19 +182,17 @@ class Reads {
     fill(this.title, `Token ${query} ${quoted(payload.tokens[query])} reads, in layer ${layer}, head ${head} (these are ${number(Math.min(1, sum) * 100)} %):`);
     fill(
       this.list,
-      ...found.map(([key, weight]) =>
-        h(
-          "li",
-          {},
-          h(
+      ...found.map(([key, weight]) => {
+        const item = h(
             "button",
-            { on: { click: () => this.context.select({ token: key }) }, attributes: { type: "button", title: `Choose token ${key}` } },
+            { class: "loupe-share", on: { click: () => this.context.select({ token: key }) }, attributes: { type: "button", title: `Choose token ${key}` } },
             h("span", { class: "loupe-where" }, key),
             h("span", { class: "loupe-token" }, visible(payload.tokens[key], 24)),
             h("span", {}, exactly(Number(weight.toPrecision(4)))),
-          ),
-        ),
-      ),
+        );
+        item.style.setProperty("--loupe-share", `${100 * weight}%`);
+        return h("li", {}, item);
+      }),
     );
     this.drawn = { query, found };
     this.paint();

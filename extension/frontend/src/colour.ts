@@ -10,12 +10,12 @@ export const BAD = 0xffff00ff;
 export const BAD_CSS = "#ff00ff";
 
 function table(hexadecimal: string): Uint32Array {
-  const colours = new Uint32Array(256);
-  for (let i = 0; i < 256; i++) {
-    const rgb = Number.parseInt(hexadecimal.slice(6 * i, 6 * i + 6), 16);
-    colours[i] = 0xff000000 | ((rgb & 0xff) << 16) | (rgb & 0xff00) | (rgb >> 16);
-  }
-  return colours;
+  const part = (at: number, channel: number) => Number.parseInt(hexadecimal.slice(6 * at + 2 * channel, 6 * at + 2 * channel + 2), 16);
+  return Uint32Array.from({ length: 256 }, (_, i) => {
+    const [at, rest] = [Math.floor(i / 5), (i % 5) / 5];
+    const [red, green, blue] = [0, 1, 2].map((c) => Math.round(part(at, c) + (rest && rest * (part(at + 1, c) - part(at, c)))));
+    return 0xff000000 | (blue << 16) | (green << 8) | red;
+  });
 }
 
 const TABLES = { viridis: table(VIRIDIS), cividis: table(CIVIDIS), light: table(RDBU), dark: table(BERLIN) };

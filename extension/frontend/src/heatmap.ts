@@ -15,6 +15,9 @@ export interface Source {
   /** Texts of single rows and columns, where they have some. */
   rowLabel?(row: number): string;
   columnLabel?(column: number): string;
+  /** What single rows and columns are called where that is not their index. */
+  rowCalled?(row: number): string;
+  columnCalled?(column: number): string;
   /** The window in at most so many cells. */
   cells(window: Window, rows: number, columns: number, pool: Pool): Promise<Cells> | Cells;
   /** Whether no entry of these rows and columns can hold a value. */
@@ -260,7 +263,7 @@ export class Heatmap {
     context.strokeRect(GUTTER.left - 0.5, GUTTER.top - 0.5, side.width + 1, side.height + 1);
     this.paintNumbers(context, table);
     this.paintAxes(context, theme.ink, theme.font);
-    this.paintCursor(context, theme.ground, theme.ink);
+    this.paintCursor(context);
     this.paintLegend(table);
   }
 
@@ -297,14 +300,14 @@ export class Heatmap {
     const everyRow = dy >= READABLE;
     const rows = everyRow ? ticks(window.top, window.bottom, Infinity) : ticks(window.top, window.bottom, Math.max(2, side.height / 40));
     for (const row of rows) {
-      const text = everyRow && source.rowLabel ? visible(source.rowLabel(row), 14) : String(row);
+      const text = everyRow && source.rowLabel ? visible(source.rowLabel(row), 14) : (source.rowCalled ?? String)(row);
       context.fillText(text, GUTTER.left - 6, GUTTER.top + (row + 0.5 - window.top) * dy, GUTTER.left - 10);
     }
     const everyColumn = dx >= READABLE;
     const columns = everyColumn ? ticks(window.left, window.right, Infinity) : ticks(window.left, window.right, Math.max(2, side.width / 60));
     const flat = dx >= 44 || !everyColumn;
     for (const column of columns) {
-      const text = everyColumn && source.columnLabel ? visible(source.columnLabel(column), flat ? 14 : 9) : String(column);
+      const text = everyColumn && source.columnLabel ? visible(source.columnLabel(column), flat ? 14 : 9) : (source.columnCalled ?? String)(column);
       context.save();
       context.translate(GUTTER.left + (column + 0.5 - window.left) * dx, GUTTER.top + side.height + (flat ? 12 : 6));
       context.textAlign = flat ? "center" : "right";
@@ -314,7 +317,7 @@ export class Heatmap {
     }
   }
 
-  private paintCursor(context: CanvasRenderingContext2D, ground: string, ink: string): void {
+  private paintCursor(context: CanvasRenderingContext2D): void {
     const { cursor, window, side, cells } = this;
     if (!cursor) return;
     const [dx, dy] = [side.width / (window.right - window.left), side.height / (window.bottom - window.top)];
@@ -332,12 +335,12 @@ export class Heatmap {
     const x = GUTTER.left + (left - window.left) * dx;
     const y = GUTTER.top + (top - window.top) * dy;
     const [w, t] = [Math.max(3, (right - left) * dx), Math.max(3, (bottom - top) * dy)];
-    context.lineWidth = 3;
-    context.strokeStyle = ground;
-    context.strokeRect(x - 1, y - 1, w + 2, t + 2);
-    context.lineWidth = 1.5;
-    context.strokeStyle = ink;
-    context.strokeRect(x - 1, y - 1, w + 2, t + 2);
+    // Seen on every colour of every map.
+    for (const [line, colour] of [[4, "#000"], [2, "#fff"]] as const) {
+      context.lineWidth = line;
+      context.strokeStyle = colour;
+      context.strokeRect(x - 1, y - 1, w + 2, t + 2);
+    }
     context.restore();
   }
 
@@ -353,9 +356,9 @@ export class Heatmap {
     const bad = this.bad ? ` · ${this.bad.toLocaleString("en")} not finite ` : "";
     fill(this.ends[1], `${this.settings.value}, ${middle}${bad}`, this.bad > 0 && h("i", { class: "loupe-bad" }));
     const { window, source } = this;
-    const span = (name: string, a: number, b: number, size: number) =>
-      a === 0 && b === size ? `all ${size.toLocaleString("en")} ${name}` : `${name} ${a} to ${b - 1} of ${size.toLocaleString("en")}`;
-    fill(this.where, `${span(source.rowName, window.top, window.bottom, source.height)}; ${span(source.columnName, window.left, window.right, source.width)}`);
+    const span = (name: string, a: number, b: number, size: number, called: (index: number) => string = String) =>
+      a === 0 && b === size ? `all ${size.toLocaleString("en")} ${name}` : `${name} ${called(a)} to ${called(b - 1)} of ${size.toLocaleString("en")}`;
+    fill(this.where, `${span(source.rowName, window.top, window.bottom, source.height, source.rowCalled)}; ${span(source.columnName, window.left, window.right, source.width, source.columnCalled)}`);
     set(this.canvas, "aria-label", `${this.settings.label}. ${this.where.textContent}. ${this.summary()} Arrow keys move, plus and minus zoom, 0 shows all.`);
   }
 
@@ -380,16 +383,16 @@ export class Heatmap {
     const value = this.valueAt(row, column);
     if (value === null) return "";
     const [i, j] = [cellOf(cells.rows, row), cellOf(cells.columns, column)];
-    const name = (what: string, cuts: ArrayLike<number>, at: number, label?: (index: number) => string) => {
+    const name = (what: string, cuts: ArrayLike<number>, at: number, label?: (index: number) => string, called: (index: number) => string = String) => {
       const [first, last] = [cuts[at], cuts[at + 1] - 1];
-      if (first !== last) return `${what} ${first} to ${last}`;
+      if (first !== last) return `${what} ${called(first)} to ${called(last)}`;
       const text = label?.(first);
-      return text === undefined || text === String(first) ? `${what} ${first}` : `${what} ${first} ${quoted(text)}`;
+      return text === undefined || text === String(first) ? `${what} ${called(first)}` : `${what} ${called(first)} ${quoted(text)}`;
     };
     const one = (plural: string) => (plural.endsWith("ies") ? `${plural.slice(0, -3)}y` : plural.replace(/s$/, ""));
     const places = [
-      name(one(source.rowName), cells.rows, i, source.rowLabel?.bind(source)),
-      name(one(source.columnName), cells.columns, j, source.columnLabel?.bind(source)),
+      name(one(source.rowName), cells.rows, i, source.rowLabel?.bind(source), source.rowCalled),
+      name(one(source.columnName), cells.columns, j, source.columnLabel?.bind(source), source.columnCalled),
     ].join(", ");
     if (this.isMasked(i, j)) return `${places}: masked`;
     const size = (cells.rows[i + 1] - cells.rows[i]) * (cells.columns[j + 1] - cells.columns[j]);
@@ -523,8 +526,9 @@ export class Heatmap {
 /** Enough digits to tell a 32-bit number from all others. */
 export function exactly(value: number): string {
   if (!Number.isFinite(value)) return number(value);
-  const short = Math.fround(value) === value ? shortest(value) : String(value);
-  return short.replace("-", "−");
+  let short = Math.fround(value) === value ? shortest(value) : String(value);
+  if (value !== 0 && Math.abs(value) < 1e-4) short = Number(short).toExponential();
+  return short.replaceAll("-", "−");
 }
 
 function shortest(value: number): string {

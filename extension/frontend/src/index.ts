@@ -7,6 +7,7 @@ import { fill, h } from "./dom";
 import { lens } from "./lens";
 import { type Link, type Model, type Said, connect, recorded } from "./link";
 import { page } from "./page";
+import { answerWith, definePicture } from "./pictures";
 import { result } from "./result";
 import { type Selection, sharedSelection } from "./selection";
 import { tokens } from "./tokens";
@@ -73,7 +74,13 @@ function render({ model, el, signal }: { model: Model; el: HTMLElement; signal?:
   return () => ended.abort();
 }
 
-export default { render };
+/** Called for every widget, also for one that is never displayed. */
+function initialize({ model }: { model: Model }): void {
+  definePicture();
+  if (model.get("payload")?.view === "pictures") answerWith(connect(model, () => {}, new AbortController().signal));
+}
+
+export default { initialize, render };
 
 /** An exported file: `<script type="application/json" id="llama-loupe">` holds what to draw. */
 async function alone(): Promise<void> {
@@ -81,7 +88,9 @@ async function alone(): Promise<void> {
   if (!holder) return;
   const { payload, answers, buffers } = JSON.parse(holder.textContent!);
   const inflated = await Promise.all((buffers as string[]).map(inflate));
-  show(payload, inflated, document.body, recorded(answers, inflated), new AbortController().signal);
+  const place = h("main", {}, h("h1", { class: "loupe-unseen" }, payload.label));
+  document.body.append(place);
+  show(payload, inflated, place, recorded(answers, inflated), new AbortController().signal);
   document.body.dataset.ready = "true";
 }
 

@@ -1,0 +1,152 @@
+"""Views in a real JupyterLab and Notebook 7: what crosses to the kernel and back."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import nbclient
+import nbformat
+import pytest
+from playwright.sync_api import Page
+
+from tests.browser.lab import NOTEBOOK, LabPage, environment
+from tests.browser.test_lab import write
+
+OPEN = """
+%load_ext llama_loupe
+import time
+import llama_loupe as loupe
+from llama_jax import Llama
+llama = Llama.from_pretrained("cria")
+chosen = loupe.Selection(layer=0, head=0)
+run = llama.run("When Mary and John went to the market, John", capture=("q_rot", "k_rot"))
+"""
+VIEW = "loupe.attention(run, selection=chosen)"
+SAY = "print(chosen)"
+
+
+def opened(lab: LabPage, name: str, *cells: str, run: bool = True) -> LabPage:
+    lab.open(write(lab.lab.root / f"{name}.ipynb", OPEN, VIEW, *cells))
+    if run:
+        for index in (0, 1):
+            lab.run_cell(index)
+        assert not lab.errors(), lab.errors()
+        drawn(lab.page)
+    return lab
+
+
+def drawn(page: Page) -> None:
+    """The view is here, and its map has come from the kernel."""
+    page.locator(".loupe-map canvas[tabindex]").wait_for(state="visible")
+    page.wait_for_function(
+        "document.querySelector('.loupe-map canvas[tabindex]').ariaLabel?.includes('Largest')"
+    )
+
+
+def title(page: Page, layer: int, head: int):
+    return page.get_by_text(f"Layer {layer}, head {head}, which reads")
+
+
+def test_choosing_reaches_python_and_python_s_choice_the_page(lab):
+    opened(lab, "choose", SAY, "chosen.layer, chosen.head = 3, 7", SAY)
+    atlas = lab.page.locator(".loupe-atlas canvas")
+    atlas.focus()
+    atlas.press("ArrowDown")
+    atlas.press("ArrowRight")
+    title(lab.page, 1, 1).wait_for()
+    assert lab.page.evaluate(f"{NOTEBOOK}.content.activeCellIndex") == 2  # the arrows are ours
+    lab.run_cell(2)
+    assert lab.text(2).strip() == "Selection(row=0, layer=1, head=1)"
+    lab.run_cell(3)
+    title(lab.page, 3, 7).wait_for()
+    lab.run_cell(4)
+    assert lab.text(4).strip() == "Selection(row=0, layer=3, head=7)"
+
+
+def test_choosing_while_a_cell_runs_loses_nothing(lab):
+    busy = "for _ in range(30): time.sleep(0.1)"
+    opened(lab, "busy", busy, SAY)
+    lab.start_cell(2)
+    atlas = lab.page.locator(".loupe-atlas canvas")
+    atlas.focus()
+    for key in ("ArrowDown", "ArrowDown", "ArrowRight"):
+        atlas.press(key)
+    title(lab.page, 2, 1).wait_for(timeout=1500)  # the page does not wait for the kernel
+    lab.wait()
+    drawn(lab.page)
+    lab.run_cell(3)
+    assert lab.text(3).strip() == "Selection(row=0, layer=2, head=1)"
+
+
+def test_a_view_comes_back_after_a_reload(lab):
+    opened(lab, "reload", SAY)
+    lab.page.locator(".loupe-atlas canvas").press("ArrowDown")
+    title(lab.page, 1, 0).wait_for()
+    lab.run_cell(2)
+    lab.command("docmanager:save")
+    lab.page.reload()
+    lab.page.wait_for_function("() => !!window.jupyterapp")
+    lab.page.evaluate("() => window.jupyterapp.restored")
+    drawn(lab.page)
+    title(lab.page, 1, 0).wait_for()
+    lab.page.locator(".loupe-atlas canvas").press("ArrowDown")
+    title(lab.page, 2, 0).wait_for()
+    drawn(lab.page)
+
+
+def test_a_second_tab_shows_the_same_view(lab):
+    opened(lab, "tabs")
+    lab.command("docmanager:save")
+    other = LabPage(lab.page.context.new_page(), lab.lab)
+    place = lab.page.url.split("/tree/")[1]
+    other.page.goto(f"{lab.lab.address}/lab/workspaces/other/tree/{place}?token={lab.lab.token}")
+    drawn(other.page)
+    other.page.locator(".loupe-atlas canvas").press("ArrowDown")
+    title(other.page, 1, 0).wait_for()
+
+
+def test_after_a_restart_the_view_stays_and_says_so(lab):
+    opened(lab, "restart")
+    lab.page.evaluate(f"() => {NOTEBOOK}.sessionContext.session.kernel.restart()")
+    lab.page.get_by_text("The kernel that drew this is gone").wait_for()
+    assert lab.page.locator(".loupe-atlas canvas").is_visible()
+
+
+@pytest.mark.parametrize("trusted", [True, False], ids=["trusted", "not trusted"])
+def test_a_notebook_that_was_executed_elsewhere_is_drawn(lab, trusted):
+    place = lab.lab.root / "executed.ipynb"
+    write(place, OPEN, VIEW)
+    notebook = nbformat.read(place, 4)
+    nbclient.NotebookClient(notebook, timeout=120).execute()
+    bundle = notebook.cells[1].outputs[0]["data"]
+    assert bundle["text/plain"].startswith("Attention: ") and bundle["image/png"]
+    nbformat.write(notebook, place)
+    if trusted:
+        command = [sys.executable, "-m", "jupyter", "trust", str(place)]
+        subprocess.run(command, check=True, env=environment(lab.lab.root.parent))
+    lab.open(place.name)
+    if trusted:  # from the saved state, without a kernel that knows of it
+        lab.page.locator(".loupe-atlas canvas").wait_for(state="visible")
+        title(lab.page, 0, 0).wait_for()
+    else:
+        lab.page.locator(".jp-RenderedImage img").wait_for(state="visible")
+
+
+@pytest.mark.theirs(
+    "Cannot read properties of undefined (reading 'schema')",
+    "Command 'filebrowser:open-path' not registered.",
+)
+def test_notebook_7_shows_a_view(page, lab_server):
+    pytest.importorskip("notebook")
+    name = write(lab_server.root / "seven.ipynb", OPEN, VIEW)
+    page.goto(f"{lab_server.address}/notebooks/{name}?token={lab_server.token}")
+    page.wait_for_function("() => !!window.jupyterapp", timeout=60_000)
+    page.evaluate("() => window.jupyterapp.restored")
+    page.wait_for_selector(".jp-CodeCell")
+    page.wait_for_timeout(1000)
+    page.evaluate("() => void window.jupyterapp.commands.execute('notebook:run-all-cells')")
+    page.locator(".loupe-atlas canvas").wait_for(state="visible", timeout=60_000)
+    drawn(page)
+    page.locator(".loupe-atlas canvas").press("ArrowDown")
+    title(page, 1, 0).wait_for()
