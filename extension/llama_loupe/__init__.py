@@ -16,25 +16,44 @@ from llama_jax.text import token_labels
 from llama_loupe import arrays, renderer
 from llama_loupe.export import export
 from llama_loupe.selection import Selection
+from llama_loupe.showing import view_of
+from llama_loupe.view import View
 from llama_loupe.views.attention import attention
+from llama_loupe.views.compare import compare
+from llama_loupe.views.lens import lens
+from llama_loupe.views.page import page
+from llama_loupe.views.residual import residual
+from llama_loupe.views.results import result
+from llama_loupe.views.tokens import tokens
+from llama_loupe.views.weights import weights
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
 __all__ = [
     "Selection",
+    "View",
     "attention",
+    "compare",
     "export",
+    "lens",
     "load_ipython_extension",
+    "page",
+    "residual",
+    "result",
     "show",
     "token_labels",
+    "tokens",
     "unload_ipython_extension",
+    "weights",
 ]
 
 
 def show(*values: Any) -> None:
-    """Draws each value below the last one: trees fold, arrays are pictures, strings are text.
+    """Draws each value below the last one: runs, Llamas and results as views, trees that fold.
 
+    A run is shown on one page, whose parts are linked (`page`), a Llama as its weights, what an
+    analysis found as its picture, arrays as pictures, strings as text, anything else as a tree.
     Works with and without `%load_ext llama_loupe`. Outside a notebook it prints.
 
     >>> show("three weights:", {"up": 1.5, "down": [2, 3]})
@@ -42,10 +61,13 @@ def show(*values: Any) -> None:
     {'up': 1.5, 'down': [2, 3]}
     """
     for value in values:
+        view = view_of(value)
         if isinstance(value, str):
             print(value)
         elif get_ipython() is None:
-            print(renderer.text(value))
+            print(renderer.text(value) if view is None else view.text())
+        elif view is not None:
+            display(view)
         else:
             with treescope.active_autovisualizer.set_scoped(arrays.draw):
                 drawn = renderer.html(value)

@@ -103,9 +103,9 @@ class Arrays:
         self.held_bytes = 0
 
     def add(self, tree: str, number: int, array: Any) -> None:
-        shell = get_ipython()
-        if hasattr(shell, "kernel"):
-            listen(shell.kernel)
+        kernel = getattr(get_ipython(), "kernel", None)
+        if kernel is not None:
+            listen(kernel)
         self.known[tree, number] = weakref.ref(array)
         if len(self.known) > MOST_KNOWN:
             del self.known[next(iter(self.known))]

@@ -19,7 +19,7 @@ from treescope import rendering_parts as parts
 
 from llama_jax.model import Model
 from llama_jax.points import POINTS
-from llama_loupe import arrays, pictures
+from llama_loupe import arrays, pictures, showing
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -67,6 +67,7 @@ def install(ip: InteractiveShell) -> None:
     formatters = ip.display_formatter.formatters
     undo.callback(setattr, ip.display_formatter, "formatters", formatters)
     restore_later(undo, formatters["text/html"], object)
+    showing.install(ip, undo)
     for name in WORDY:
         restore_later(undo, formatters["text/plain"], name)
     # Besides what we replace in the next lines, this switches off Colab's own renderers.

@@ -7,7 +7,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page
 
 import llama_loupe as loupe
-from llama_jax import Llama, analysis
+from llama_jax import Ablate, Llama, analysis
 from llama_loupe.views.attention import Attention
 from tests.browser.loupe import show, theme
 
@@ -39,10 +39,20 @@ def run(llama):
 
 MAKERS = {
     "attention": lambda llama, run: loupe.attention(run),
+    "tokens": lambda llama, run: loupe.tokens(run),
+    "lens": lambda llama, run: loupe.lens(run),
+    "weights": lambda llama, run: loupe.weights(llama),
+    "residual": lambda llama, run: loupe.residual(run),
+    "result": lambda llama, run: loupe.result(analysis.head_scores(llama)),
+    "compare": lambda llama, run: loupe.compare(
+        run, llama.run(TEXT, capture=tuple(run.captures), edits=Ablate(("z", 1), heads=6))
+    ),
+    "page": lambda llama, run: loupe.page(run),
+    "empty": lambda llama, run: loupe.attention(llama.run(TEXT)),
 }
 
 
-@pytest.fixture(params=MAKERS)
+@pytest.fixture(scope="module", params=MAKERS)
 def view(request, llama, run):
     return MAKERS[request.param](llama, run)
 

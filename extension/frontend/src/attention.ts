@@ -3,8 +3,8 @@
 import { type ScaleName, colourOf, colours, scaleOver } from "./colour";
 import { type Context, type Draw, empty } from "./context";
 import { button, choice, fill, h, number, quoted, set, visible } from "./dom";
-import { type Cells, type Window, edges } from "./grid";
-import { Heatmap, type Pool, type Source, exactly, matrix } from "./heatmap";
+import { type Cells, type Window, edges, whole } from "./grid";
+import { Heatmap, MOST_CELLS, type Pool, type Source, exactly, matrix } from "./heatmap";
 import { onTheme, themeOf } from "./theme";
 import type { NumberArray } from "./wire";
 
@@ -108,7 +108,7 @@ class Maps {
     };
   }
 
-  private async cells(layer: number, head: number, window: Window, rows: number, columns: number, pool: Pool): Promise<Cells> {
+  private async cells(layer: number, head: number, window: Window, rows: number, columns: number, pool: Pool, slot = "tile"): Promise<Cells> {
     const { payload, context } = this;
     const { length } = payload;
     if (!payload.detail) return this.thumbnail(layer, head);
@@ -116,7 +116,7 @@ class Maps {
     const known = this.exact.get(key);
     if (known) return matrix(known, length)(window, rows, columns, pool);
     const args = { layer, head, ...window, rows, columns, pool };
-    const tile = await context.ask("tile", args);
+    const tile = await context.ask("tile", args, slot);
     const found: Cells = { rows: tile.rows.data, columns: tile.columns.data, values: tile.values.data };
     if (tile.values.data.length === length * length) {
       if (this.exact.size >= 64) this.exact.delete(this.exact.keys().next().value!);
@@ -136,7 +136,11 @@ class Maps {
   /** What one query reads: a probability for each key. */
   async row(layer: number, head: number, query: number): Promise<ArrayLike<number>> {
     const { length } = this.payload;
-    const known = this.exact.get(`${layer}.${head}`);
+    const key = `${layer}.${head}`;
+    // One question gets all rows of a short prompt's map; an exported file holds its answer.
+    if (length <= MOST_CELLS && !this.exact.has(key))
+      await this.cells(layer, head, whole(length, length), length, length, "max", "rows");
+    const known = this.exact.get(key);
     if (known) return known.subarray(query * length, (query + 1) * length);
     return (await this.context.ask("row", { layer, head, query })).values.data;
   }

@@ -23,7 +23,7 @@ export function empty(element: HTMLElement, payload: { sentence: string; code?: 
   fill(
     element,
     h("p", { class: "loupe-empty" }, payload.sentence),
-    payload.code ? h("pre", { class: "loupe-code" }, payload.code) : null,
+    payload.code ? h("pre", { class: "loupe-code", attributes: { tabindex: 0, "aria-label": "code" } }, payload.code) : null,
   );
 }
 

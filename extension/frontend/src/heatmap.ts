@@ -40,12 +40,15 @@ export interface Settings {
   signal: AbortSignal;
   /** The cursor came to an entry by the reader's hand. */
   chosen?(row: number, column: number): void;
+  /** The window has moved; the pointer is over an entry. */
+  moved?(window: Window): void;
+  pointed?(row: number, column: number): void;
   /** Keys that are not the map's own. Returns whether it was one of the owner's. */
   key?(event: KeyboardEvent): boolean;
 }
 
 // A cell that has no pixel of its own would be lost, and 256 x 256 numbers are 256 kB.
-const MOST_CELLS = 256;
+export const MOST_CELLS = 256;
 const cellsOn = (pixels: number) => (pixels > 0 ? Math.min(MOST_CELLS, 2 ** Math.floor(Math.log2(pixels))) : MOST_CELLS);
 const GUTTER = { left: 92, bottom: 64, top: 6, right: 10 };
 const READABLE = 13; // pixels that a label needs
@@ -132,6 +135,7 @@ export class Heatmap {
     this.window = window;
     this.draw();
     this.refresh();
+    this.settings.moved?.(window);
   }
 
   /** Puts the cursor on an entry without calling `chosen`. */
@@ -447,7 +451,9 @@ export class Heatmap {
         return;
       }
       const at = this.entry(event);
-      if (at) this.say(this.describe(at.row, at.column));
+      if (!at) return;
+      this.say(this.describe(at.row, at.column));
+      settings.pointed?.(at.row, at.column);
     }, { signal });
     canvas.addEventListener("pointerup", (event) => {
       const clicked = drag && !drag.moved;

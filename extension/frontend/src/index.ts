@@ -3,7 +3,7 @@
 import { attention } from "./attention";
 import { compare } from "./compare";
 import { type Context, type Draw, empty } from "./context";
-import { fill, h } from "./dom";
+import { fill, h, set } from "./dom";
 import { lens } from "./lens";
 import { type Link, type Model, type Said, connect, recorded } from "./link";
 import { page } from "./page";
@@ -50,7 +50,10 @@ function draw(payload: any, element: HTMLElement, link: Link, selection: Selecti
 /** Draws all that Python sent into `element`. */
 export function show(tree: unknown, buffers: readonly Buffer[], element: HTMLElement, link: Link, signal: AbortSignal): Selection {
   const payload = unpack(tree, buffers);
-  const root = h("div", { class: "loupe", attributes: { "data-lm-suppress-shortcuts": "true", role: "group", "aria-label": payload.label } });
+  const root = h("div", { class: "loupe", attributes: { role: "group", "aria-label": payload.label } });
+  // Jupyter looks for this from the focused element outwards, but first whether a shortcut is meant
+  // for that element itself: so it has to stand there.
+  root.addEventListener("focusin", (event) => set(event.target as Element, "data-lm-suppress-shortcuts", "true"));
   element.append(root);
   const selection = sharedSelection(payload.selection.id, payload.selection.chosen);
   draw(payload, root, link, selection, [], signal);

@@ -1,15 +1,27 @@
 // The logit lens: layers down, the last on top, and tokens across; what each layer would say next.
 
-import { type ScaleName, css, inkOn, limits } from "./colour";
+import { css, limits } from "./colour";
 import type { Context, Draw } from "./context";
 import { button, choice, fill, h, number, quoted, set } from "./dom";
 import { exactly } from "./heatmap";
 import { onTheme, themeOf } from "./theme";
-import { Legend, Ramp, likely, shown } from "./tokens";
+import { Legend, Ramp, inkFor, likely, shown } from "./tokens";
 import type { NumberArray } from "./wire";
 
-/** Of a block of columns, each [layers, columns]; the texts row after row. */
-type Block = Partial<Record<string, NumberArray>> & { texts: string[] };
+/** Of some columns: a number [layers, columns] of each measure; the texts row after row. */
+type Block = Record<string, NumberArray> & { texts: string[] };
+
+interface Measure {
+  name: string;
+  text: string;
+  /** Before the number, in a sentence. */
+  said: string;
+  unit: string;
+  /** The strongest colour's value; null where it is the largest that is here. */
+  high: number | null;
+  /** Whether it is of the token that came next. */
+  next: boolean;
+}
 
 interface Payload {
   layers: number[];
@@ -17,295 +29,230 @@ interface Payload {
   tokens: string[];
   /** Of each column the token after which the layers speak. */
   positions: NumberArray;
+  measures: Measure[];
   block: number;
   /** The columns of the overview. */
   samples: NumberArray;
-  vocabulary: number;
-  kl: boolean;
   start: number;
   first: Block;
 }
 
-interface Measure {
-  name: string;
-  text: string;
-  /** In a sentence, of a layer. */
-  said: string;
-  unit: string;
-  scale: ScaleName;
-}
-
-const MEASURES: Measure[] = [
-  { name: "top", text: "probability of what it would say", said: "probability", unit: "", scale: "linear" },
-  { name: "next", text: "probability of the token that came", said: "the token that came has probability", unit: "", scale: "linear" },
-  { name: "rank", text: "rank of the token that came", said: "the token that came has rank", unit: "", scale: "log" },
-  { name: "entropy", text: "entropy", said: "entropy", unit: "nats", scale: "linear" },
-  { name: "kl", text: "KL(model || layer)", said: "KL(model || layer)", unit: "nats", scale: "linear" },
-];
-const COLUMN = 78;
+const COLUMN = 78; // pixels that a text needs
 const MOST_COLUMNS = 64;
+const NAME = 24; // characters of a token
 
 export const lens: Draw = (element, context) => {
-  new Lens(element, context);
+  const payload: Payload = context.payload;
+  const { layers, tokens, measures, block } = payload;
+  const positions = payload.positions.data;
+  const { selection, signal } = context;
+  const size = positions.length;
+  const blocks = new Map<number, Block | null>([[payload.start, payload.first]]); // null: asked for
+  let measure = measures[0];
+  let [from, count] = [0, 0];
+  let cells: HTMLButtonElement[][] = [];
+  let stop: HTMLButtonElement | undefined;
+
+  const legend = new Legend();
+  const where = h("span", { class: "loupe-where" });
+  const table = h("table", { attributes: { role: "grid" } });
+  const scroll = h("div", { class: "loupe-grid" }, table);
+  const status = h("div", { class: "loupe-status", attributes: { "aria-live": "polite" } });
+  const page = (by: number) => move(from + by * count);
+  const pages = [button("‹", () => page(-1), "Earlier tokens"), button("›", () => page(1), "Later tokens")];
+  const whole = overview(context, payload, page, (column) => move(column - (count >> 1)), () => paint());
+  const detail = cell(context, payload);
+  const colour = choice("colour", measures.map(({ name, text }) => [name, text] as const), measure.name, (name) => {
+    measure = measures.find((each) => each.name === name)!;
+    paint();
+  });
+  const tools = h("div", { class: "loupe-tools" }, colour, ...pages, where);
+  const grid = h("div", {}, tools, legend.element, whole.element, scroll, status);
+  element.append(grid, detail.element);
+
+  const chosenColumn = () => positions.indexOf(selection.value.token ?? -1);
+  const chosenRow = () => {
+    const row = layers.indexOf(selection.value.layer ?? -1);
+    return row < 0 ? layers.length - 1 : row;
+  };
+
+  function move(to: number): void {
+    to = Math.max(0, Math.min(size - count, to));
+    if (to === from) return;
+    from = to;
+    build();
+  }
+
+  /** The table of the window; texts come when they are here. */
+  function build(): void {
+    const across = Array.from(positions.subarray(from, from + count));
+    const head = (what: string, token: number) => {
+      const text = tokens[token];
+      const parts = text === undefined ? ["?"] : [h("span", { class: "loupe-where" }, token), h("span", { class: "loupe-token" }, shown(text, NAME))];
+      return h("th", { attributes: { scope: "col", "aria-label": `${what} ${token} ${quoted(text ?? "?", NAME)}` } }, h("div", {}, ...parts));
+    };
+    const heads = (what: string, by: number) => h("tr", {}, h("th", {}, what), ...across.map((token) => head(what, token + by)));
+    cells = layers.map((_, row) =>
+      across.map((_, i) => h("button", { class: "loupe-token", attributes: { type: "button", tabindex: -1, "data-row": row, "data-column": from + i } })),
+    );
+    const rows = cells.map((line, row) => h("tr", {}, h("th", { attributes: { scope: "row" } }, `layer ${layers[row]}`), ...line.map((made) => h("td", {}, made))));
+    fill(table, h("thead", {}, heads("came next", 1)), h("tbody", {}, ...rows.reverse()), h("tfoot", {}, heads("after token", 0)));
+    table.style.maxWidth = `${80 + count * 150}px`;
+    set(table, "aria-label", `What each layer (${payload.point}) would say after each token, the last layer on top. Arrow keys choose a cell, Page Up and Down turn pages.`);
+    fill(where, size === count ? `all ${size} tokens` : `columns ${from} to ${from + count - 1} of ${size.toLocaleString("en")}`);
+    pages[0].disabled = from === 0;
+    pages[1].disabled = from + count >= size;
+    for (const each of pages) each.hidden = size === count;
+    mark();
+    paint();
+    for (let start = from - (from % block); start < from + count; start += block) void fetch(start);
+  }
+
+  async function fetch(start: number): Promise<void> {
+    if (blocks.has(start)) return;
+    blocks.set(start, null);
+    try {
+      blocks.set(start, await context.ask("cells", { from: start }, `cells ${start}`));
+      paint();
+    } catch (error) {
+      blocks.delete(start);
+      fill(status, (error as Error).message);
+    }
+  }
+
+  /** Where a cell stands in its block. */
+  const find = (row: number, column: number): [Block | null | undefined, number] => {
+    const found = blocks.get(column - (column % block));
+    return [found, found ? row * found.top.shape[1] + (column % block) : 0];
+  };
+  const textOf = (row: number, column: number) => {
+    const [found, at] = find(row, column);
+    return found ? found.texts[at] : "…";
+  };
+  /** Undefined where there is none, or it has not come. */
+  const valueOf = (row: number, column: number, name = measure.name, next = measure.next) => {
+    const [found, at] = find(row, column);
+    return next && positions[column] + 1 >= tokens.length ? undefined : found?.[name].data[at];
+  };
+
+  function paint(): void {
+    const here = [...blocks.values(), ...whole.parts].map((part) => limits(part?.[measure.name].data ?? [0]).high);
+    const rank = measure.name === "rank";
+    const ramp = new Ramp(0, measure.high ?? Math.max(...here), rank ? "log" : "linear", themeOf(element.closest(".loupe")!).dark, measure.high === 1 ? -1 : 1, 1, rank);
+    let bad = 0;
+    for (const line of cells)
+      for (const made of line) {
+        const [row, column] = placeOf(made);
+        const value = valueOf(row, column);
+        const colour = value === undefined ? null : ramp.colour(value);
+        if (value !== undefined && !Number.isFinite(value)) bad++;
+        fill(made, shown(textOf(row, column), NAME));
+        made.style.backgroundColor = colour === null ? "" : css(colour);
+        made.style.color = colour === null ? "" : inkFor(colour);
+        made.classList.toggle("loupe-right", valueOf(row, column, "rank", true) === 0);
+      }
+    legend.show(ramp, `${measure.text}${measure.unit && `, ${measure.unit}`}`, bad, "bold: it came next");
+    whole.paint(from, count, ramp, measure);
+    say();
+  }
+
+  const placeOf = (made: HTMLElement) => [Number(made.dataset.row), Number(made.dataset.column)];
+  const under = (event: Event) => (event.target as Element).closest<HTMLElement>("[data-row]");
+
+  function say(made: HTMLElement | null = null): void {
+    made ??= table.querySelector<HTMLElement>("[aria-current]");
+    if (!made) return fill(status, "Point at a cell to see its number; choose it to look into it.");
+    const [row, column] = placeOf(made);
+    const value = valueOf(row, column);
+    const token = positions[column];
+    const rest = value === undefined ? "" : `; ${measure.said} ${exactly(value)}${measure.unit && ` ${measure.unit}`}`;
+    fill(status, `After token ${token} ${quoted(tokens[token], NAME)} layer ${layers[row]} (${payload.point}) would say ${quoted(textOf(row, column), NAME)}${rest}`);
+  }
+
+  /** The tab stop and the frame, where the selection is. */
+  function mark(): void {
+    const held = table.matches(":focus-within");
+    if (stop) {
+      set(stop, "aria-current", null);
+      set(stop, "tabindex", -1);
+    }
+    const column = chosenColumn() - from;
+    const inside = column >= 0 && column < count;
+    stop = cells[chosenRow()][inside ? column : 0];
+    set(stop, "tabindex", 0);
+    set(stop, "aria-current", inside && "true");
+    if (held) stop.focus({ preventScroll: true });
+    // Clear of the header and the footer, which stay in place.
+    const at = stop.getBoundingClientRect().top - table.getBoundingClientRect().top;
+    scroll.scrollTop = Math.max(Math.min(scroll.scrollTop, at - 48), at + 72 - scroll.clientHeight);
+  }
+
+  function follow(): void {
+    const column = chosenColumn();
+    if (column >= 0 && (column < from || column >= from + count)) move(column - (count >> 1));
+    mark();
+    say();
+    detail.show(column < 0 ? null : positions[column], chosenRow());
+  }
+
+  const select = (row: number, column: number) => {
+    const to = (at: number, end: number) => Math.max(0, Math.min(end - 1, at));
+    // A table that is built anew keeps the focus it had.
+    const held = table.matches(":focus-within");
+    context.select({ token: positions[to(column, size)], layer: layers[to(row, layers.length)] });
+    if (held) stop?.focus({ preventScroll: true });
+  };
+  table.addEventListener("click", (event) => {
+    const made = under(event);
+    if (made) select(...(placeOf(made) as [number, number]));
+  }, { signal });
+  table.addEventListener("pointerover", (event) => say(under(event)), { signal });
+  table.addEventListener("pointerleave", () => say(), { signal });
+  table.addEventListener("focusin", (event) => say(under(event)), { signal });
+  keys(table, signal, {
+    ArrowUp: () => turn(1, 0),
+    ArrowDown: () => turn(-1, 0),
+    ArrowLeft: () => turn(0, -1),
+    ArrowRight: () => turn(0, 1),
+    PageUp: () => turn(0, -count),
+    PageDown: () => turn(0, count),
+    Home: () => turn(0, -size),
+    End: () => turn(0, size),
+  });
+  const turn = (rows: number, columns: number) => {
+    const [row, column] = placeOf(stop!);
+    select(row + rows, column + columns);
+  };
+  selection.on(follow, signal);
+  onTheme(paint, signal);
+  resized(grid, signal, () => {
+    const fits = Math.max(1, Math.min(MOST_COLUMNS, size, Math.floor((grid.clientWidth - 90) / COLUMN)));
+    if (fits === count) return paint();
+    count = fits;
+    from = Math.min(from, size - count);
+    whole.start(size > count);
+    build();
+    follow();
+  });
 };
 
-class Lens {
-  private readonly payload: Payload;
-  private readonly columns: number;
-  private measure = MEASURES[0];
-  private from = 0;
-  private count = 8;
-  private readonly blocks = new Map<number, Block>();
-  private readonly wanted = new Set<number>();
-  private highest = 0; // divergence seen so far
-  private ramp: Ramp;
-  private cells: HTMLButtonElement[][] = [];
-  private stop: HTMLButtonElement | null = null;
-
-  private readonly legend = new Legend();
-  private readonly where = h("span", { class: "loupe-where" });
-  private readonly table = h("table", { attributes: { role: "grid" } });
-  private readonly status = h("div", { class: "loupe-status", attributes: { "aria-live": "polite" } });
-  private readonly earlier = button("‹", () => this.page(-1), "Earlier tokens");
-  private readonly later = button("›", () => this.page(1), "Later tokens");
-  private readonly overview: Overview;
-  private readonly cell: Cell;
-
-  constructor(private readonly element: HTMLElement, private readonly context: Context) {
-    this.payload = context.payload;
-    const { payload } = this;
-    this.columns = payload.positions.data.length;
-    const measures = MEASURES.filter(({ name }) => name !== "kl" || payload.kl).map(({ name, text }) => [name, text] as const);
-    const tools = h(
-      "div",
-      { class: "loupe-tools" },
-      choice("colour", measures, this.measure.name, (name) => {
-        this.measure = MEASURES.find((each) => each.name === name)!;
-        this.paint();
-      }),
-      h("span", { class: "loupe-pages" }, this.earlier, this.later, this.where),
-    );
-    this.overview = new Overview(context, payload, (column) => this.move(column - (this.count >> 1)), (by) => this.page(by));
-    this.cell = new Cell(context, payload);
-    const scroll = h("div", { class: "loupe-grid" }, this.table);
-    const grid = h("div", {}, tools, this.legend.element, this.overview.element, scroll, this.status);
-    element.append(grid, this.cell.element);
-    this.keep(payload.start, payload.first);
-    this.ramp = this.ramped();
-    this.listen(grid);
-  }
-
-  private listen(grid: HTMLElement): void {
-    const { table, context } = this;
-    const { signal, selection } = context;
-    const at = (event: Event) => (event.target as Element).closest?.("button");
-    table.addEventListener("click", (event) => this.choose(at(event)), { signal });
-    table.addEventListener("pointerover", (event) => this.say(at(event)), { signal });
-    table.addEventListener("pointerleave", () => this.say(null), { signal });
-    table.addEventListener("focusin", (event) => this.say(at(event)), { signal });
-    table.addEventListener("keydown", (event) => this.pressed(event), { signal });
-    selection.on(() => this.chosen(), signal);
-    onTheme(() => this.paint(), signal);
-    const observer = new ResizeObserver(() => {
-      const count = Math.max(2, Math.min(MOST_COLUMNS, this.columns, Math.floor((grid.clientWidth - 90) / COLUMN)));
-      if (count === this.count && this.cells.length) return this.overview.paint(this.from, this.count, this.ramp, this.measure.name);
-      this.count = count;
-      this.build();
-      this.chosen();
-      this.overview.start(this.columns > this.count);
-    });
-    observer.observe(grid);
-    signal.addEventListener("abort", () => observer.disconnect());
-    this.overview.came = () => this.paint();
-  }
-
-  private keep(start: number, block: Block): void {
-    this.blocks.set(start, block);
-    // A long session looks at many: the oldest are asked for again.
-    if (this.blocks.size > 64) this.blocks.delete(this.blocks.keys().next().value!);
-  }
-
-  /** Column of the chosen token, -1 where it is none of them. */
-  private get column(): number {
-    const { token } = this.context.selection.value;
-    return token === null ? -1 : Array.prototype.indexOf.call(this.payload.positions.data, token);
-  }
-
-  private get layer(): number {
-    const { layers } = this.payload;
-    const found = layers.indexOf(this.context.selection.value.layer ?? -1);
-    return found < 0 ? layers.length - 1 : found;
-  }
-
-  private page(by: number): void {
-    this.move(this.from + by * this.count);
-  }
-
-  private move(from: number): void {
-    from = Math.max(0, Math.min(this.columns - this.count, from));
-    if (from === this.from) return;
-    this.from = from;
-    this.build();
-  }
-
-  /** The selection moved, here or elsewhere. */
-  private chosen(): void {
-    const { column } = this;
-    if (column >= 0 && column < this.from) this.move(column);
-    else if (column >= this.from + this.count) this.move(column - this.count + 1);
-    this.mark();
-    this.overview.paint(this.from, this.count, this.ramp, this.measure.name);
-    this.cell.show(column < 0 ? null : this.payload.positions.data[column], this.layer);
-  }
-
-  private mark(): void {
-    const held = this.table.contains(document.activeElement) || this.table.contains((this.table.getRootNode() as ShadowRoot).activeElement);
-    if (this.stop) {
-      set(this.stop, "aria-current", null);
-      set(this.stop, "tabindex", -1);
-    }
-    const inside = this.column >= this.from && this.column < this.from + this.count;
-    this.stop = this.cells[this.layer]?.[inside ? this.column - this.from : 0] ?? null;
-    if (!this.stop) return;
-    set(this.stop, "tabindex", 0);
-    if (inside) set(this.stop, "aria-current", "true");
-    if (held) this.stop.focus({ preventScroll: true });
-    const scroll = this.table.parentElement!;
-    const [top, low] = [this.stop.offsetTop - 48, this.stop.offsetTop + 72];
-    if (inside && top < scroll.scrollTop) scroll.scrollTop = top;
-    else if (inside && low > scroll.scrollTop + scroll.clientHeight) scroll.scrollTop = low - scroll.clientHeight;
-  }
-
-  /** The table of the window; texts come as they are there. */
-  private build(): void {
-    const { payload, from, count } = this;
-    const { layers, tokens, positions } = payload;
-    const head = (text: string, token: number) => {
-      const none = token >= tokens.length;
-      const made = [h("span", { class: "loupe-where" }, none ? "" : token), h("span", { class: "loupe-token" }, none ? "?" : shown(tokens[token], 24))];
-      return h("th", { attributes: { scope: "col", "aria-label": none ? "the end" : `${text} ${token} ${quoted(tokens[token], 24)}` } }, h("div", {}, ...made));
-    };
-    const across = Array.from({ length: count }, (_, i) => positions.data[from + i]);
-    this.cells = layers.map((layer, row) =>
-      across.map((_, i) => h("button", { class: "loupe-token", attributes: { type: "button", tabindex: -1, "data-row": row, "data-column": from + i, "data-layer": layer } })),
-    );
-    const rows = layers.map((layer, row) =>
-      h("tr", {}, h("th", { attributes: { scope: "row" } }, `layer ${layer}`), ...this.cells[row].map((made) => h("td", {}, made))),
-    );
-    this.table.style.maxWidth = `${80 + count * 150}px`;
-    fill(
-      this.table,
-      h("thead", {}, h("tr", {}, h("th", {}, "came next"), ...across.map((token) => head("came next:", token + 1)))),
-      h("tbody", {}, ...rows.reverse()),
-      h("tfoot", {}, h("tr", {}, h("th", {}, "after token"), ...across.map((token) => head("after token", token)))),
-    );
-    set(this.table, "aria-label", `What each layer (${payload.point}) would say after each token; the last layer is on top. Arrow keys choose a cell, Page Up and Down turn pages.`);
-    const all = this.columns === count;
-    fill(this.where, all ? `all ${count} tokens` : `columns ${from} to ${from + count - 1} of ${this.columns.toLocaleString("en")}`);
-    this.earlier.disabled = from === 0;
-    this.later.disabled = from + count >= this.columns;
-    this.earlier.hidden = this.later.hidden = all;
-    this.stop = null;
-    this.mark();
-    this.paint();
-    for (let start = from - (from % payload.block); start < from + count; start += payload.block) void this.fetch(start);
-  }
-
-  private async fetch(start: number): Promise<void> {
-    if (this.blocks.has(start) || this.wanted.has(start)) return;
-    this.wanted.add(start);
-    try {
-      this.keep(start, await this.context.ask("cells", { from: start }, `cells ${start}`));
-      this.paint();
-    } catch (error) {
-      fill(this.status, error instanceof Error ? error.message : String(error));
-    } finally {
-      this.wanted.delete(start);
-    }
-  }
-
-  /** The value of a cell: undefined where it has not come, null where there is none. */
-  private value(row: number, column: number, name = this.measure.name): number | null | undefined {
-    if ((name === "next" || name === "rank") && this.payload.positions.data[column] + 1 >= this.payload.tokens.length) return null;
-    const { block } = this.payload;
-    const found = this.blocks.get(column - (column % block))?.[name];
-    return found && found.data[row * found.shape[1] + (column % block)];
-  }
-
-  private text(row: number, column: number): string {
-    const { block } = this.payload;
-    const found = this.blocks.get(column - (column % block));
-    return found ? found.texts[row * found.top!.shape[1] + (column % block)] : "…";
-  }
-
-  private ramped(): Ramp {
-    const { name, scale } = this.measure;
-    const parts = [...this.blocks.values()].map((block) => block[name]?.data ?? []);
-    if (name === "kl") for (const part of [...parts, ...this.overview.values(name)]) this.highest = Math.max(this.highest, limits(part).high);
-    const high = { top: 1, next: 1, rank: this.payload.vocabulary - 1, entropy: Math.log(this.payload.vocabulary), kl: this.highest }[name]!;
-    return new Ramp(0, high, scale, themeOf(this.element).dark, 1, name === "rank");
-  }
-
-  private paint(): void {
-    this.ramp = this.ramped();
-    let bad = 0;
-    for (const [row, line] of this.cells.entries())
-      for (const [i, made] of line.entries()) {
-        const column = this.from + i;
-        const value = this.value(row, column);
-        const colour = typeof value === "number" ? this.ramp.colour(value) : null;
-        if (typeof value === "number" && !Number.isFinite(value)) bad++;
-        fill(made, shown(this.text(row, column), 24));
-        made.style.background = colour === null ? "" : css(colour);
-        made.style.color = colour === null ? "" : inkOn(colour);
-        made.classList.toggle("loupe-right", this.value(row, column, "rank") === 0);
-      }
-    const { text, unit } = this.measure;
-    this.legend.show(this.ramp, unit ? `${text}, ${unit}` : text, bad);
-    this.overview.paint(this.from, this.count, this.ramp, this.measure.name);
-    this.say(null);
-  }
-
-  private say(made: HTMLElement | null | undefined): void {
-    made ??= this.column >= this.from && this.column < this.from + this.count ? this.stop : null;
-    if (!made) return fill(this.status, "Bold: what the layer would say is what came. Choose a cell to look into it.");
-    const [row, column] = [Number(made.dataset.row), Number(made.dataset.column)];
-    const { tokens, positions, layers, point } = this.payload;
-    const value = this.value(row, column);
-    const token = positions.data[column];
-    const { said, unit } = this.measure;
-    const number_ = value === undefined ? "not here yet" : value === null ? "no token came" : `${said} ${exactly(value)}${unit && ` ${unit}`}`;
-    fill(this.status, `After token ${token} ${quoted(tokens[token], 24)} layer ${layers[row]} (${point}) would say ${quoted(this.text(row, column), 24)}; ${number_}`);
-  }
-
-  private choose(made: HTMLElement | null | undefined): void {
-    if (made) this.context.select({ token: this.payload.positions.data[Number(made.dataset.column)], layer: Number(made.dataset.layer) });
-  }
-
-  private pressed(event: KeyboardEvent): void {
-    if (event.ctrlKey || event.metaKey || event.altKey || !this.stop) return;
-    const { layers, positions } = this.payload;
-    const [row, column] = [Number(this.stop.dataset.row), Number(this.stop.dataset.column)];
-    const turn: Record<string, [number, number]> = {
-      ArrowUp: [1, 0],
-      ArrowDown: [-1, 0],
-      ArrowLeft: [0, -1],
-      ArrowRight: [0, 1],
-      PageUp: [0, -this.count],
-      PageDown: [0, this.count],
-      Home: [0, -column],
-      End: [0, this.columns],
-    };
-    const by = turn[event.key];
-    if (!by) return;
-    const to = (at: number, size: number) => Math.max(0, Math.min(size - 1, at));
-    this.context.select({ token: positions.data[to(column + by[1], this.columns)], layer: layers[to(row + by[0], layers.length)] });
-    event.preventDefault();
-    event.stopPropagation();
-  }
+function resized(element: HTMLElement, signal: AbortSignal, act: () => void): void {
+  const observer = new ResizeObserver(act);
+  observer.observe(element);
+  signal.addEventListener("abort", () => observer.disconnect());
 }
 
-/** A canvas of `width` x `height` css pixels, cleared, in the theme's font. */
+function keys(element: HTMLElement, signal: AbortSignal, acts: Record<string, () => void>): void {
+  element.addEventListener("keydown", (event) => {
+    const act = acts[event.key];
+    if (!act || event.ctrlKey || event.metaKey || event.altKey) return;
+    act();
+    event.preventDefault();
+    event.stopPropagation();
+  }, { signal });
+}
+
+/** A canvas of so many pixels of the page, cleared. */
 function cleared(canvas: HTMLCanvasElement, width: number, height: number): CanvasRenderingContext2D {
   const ratio = devicePixelRatio || 1;
   canvas.width = Math.round(width * ratio);
@@ -318,230 +265,177 @@ function cleared(canvas: HTMLCanvasElement, width: number, height: number): Canv
 }
 
 /** The whole prompt, or an even sample of it, and where in it the window stands. */
-class Overview {
-  private readonly canvas = h("canvas", { attributes: { tabindex: 0, role: "img" } });
-  readonly element = h("div", { class: "loupe-overview" }, this.canvas);
-  came: () => void = () => {};
-  private readonly parts: Block[] = [];
-  private started = false;
-  private shown = false;
+function overview(context: Context, payload: Payload, page: (by: number) => void, go: (column: number) => void, came: () => void) {
+  const canvas = h("canvas", { attributes: { tabindex: 0, role: "img" } });
+  const element = h("div", { class: "loupe-overview", attributes: { hidden: true } }, canvas);
+  const { layers, tokens } = payload;
+  const positions = payload.positions.data;
+  const samples = payload.samples.data;
+  const parts: Block[] = [];
+  let started = false;
+  canvas.addEventListener("click", (event) => go(Math.floor((event.offsetX / canvas.clientWidth) * positions.length)), { signal: context.signal });
+  const [back, on] = [() => page(-1), () => page(1)];
+  keys(canvas, context.signal, { ArrowLeft: back, PageUp: back, ArrowRight: on, PageDown: on, Home: () => go(0), End: () => go(positions.length) });
 
-  constructor(private readonly context: Context, private readonly payload: Payload, go: (column: number) => void, page: (by: number) => void) {
-    const { signal } = context;
-    this.canvas.addEventListener("click", (event) => {
-      const box = this.canvas.getBoundingClientRect();
-      go(Math.floor(((event.clientX - box.left) / box.width) * payload.positions.data.length));
-    }, { signal });
-    this.canvas.addEventListener("keydown", (event) => {
-      const by = { ArrowLeft: -1, ArrowRight: 1, PageUp: -1, PageDown: 1, Home: -1e9, End: 1e9 }[event.key];
-      if (by === undefined) return;
-      page(by);
-      event.preventDefault();
-      event.stopPropagation();
-    }, { signal });
-  }
-
-  values(name: string): ArrayLike<number>[] {
-    return this.parts.map((part) => part[name]?.data ?? []);
-  }
-
-  /** Asks for its parts one after the other, so that others' questions come in between. */
-  async start(shown: boolean): Promise<void> {
-    this.shown = shown;
-    this.element.hidden = !shown;
-    if (!shown || this.started) return this.came();
-    this.started = true;
-    const { samples, block } = this.payload;
-    for (let start = 0; start < samples.data.length; start += block) {
+  /** Asks for its parts one after the other, so that other questions come in between. */
+  async function start(visible: boolean): Promise<void> {
+    element.hidden = !visible;
+    if (!visible || started) return;
+    started = true;
+    for (let at = 0; at < samples.length && !context.signal.aborted; at += payload.block) {
       try {
-        this.parts.push(await this.context.ask("overview", { from: start }));
+        parts.push(await context.ask("overview", { from: at }));
       } catch {
         return;
       }
-      if (this.context.signal.aborted) return;
-      this.came();
+      came();
     }
   }
 
-  paint(from: number, count: number, ramp: Ramp, name: string): void {
-    const width = this.element.clientWidth;
-    if (!this.shown || !width) return;
-    const { layers, samples, positions, tokens } = this.payload;
-    const columns = positions.data.length;
-    const theme = themeOf(this.element);
-    const height = Math.max(24, Math.min(96, 4 * layers.length));
-    const context = cleared(this.canvas, width, height + 4);
-    context.fillStyle = theme.masked;
-    context.fillRect(0, 2, width, height);
-    const edge = (sample: number) => ((sample < samples.data.length ? samples.data[sample] : columns) / columns) * width;
+  function paint(from: number, count: number, ramp: Ramp, { name, next }: Measure): void {
+    const width = element.clientWidth;
+    if (!width) return;
+    const columns = positions.length;
+    const theme = themeOf(element.closest(".loupe")!);
+    const tall = Math.max(1, Math.min(6, Math.floor(96 / layers.length)));
+    const height = tall * layers.length;
+    const brush = cleared(canvas, width, height + 4);
+    brush.fillStyle = theme.masked;
+    brush.fillRect(0, 2, width, height);
+    const edge = (column: number) => Math.round((column / columns) * width);
     let sample = 0;
-    for (const part of this.parts) {
-      const { data, shape } = part[name]!;
+    for (const { [name]: { data, shape } } of parts)
       for (let i = 0; i < shape[1]; i++, sample++) {
-        if ((name === "next" || name === "rank") && positions.data[samples.data[sample]] + 1 >= tokens.length) continue;
+        const [left, right] = [edge(samples[sample]), edge(samples[sample + 1] ?? columns)];
+        if (next && positions[samples[sample]] + 1 >= tokens.length) continue;
         for (let row = 0; row < layers.length; row++) {
-          const top = 2 + ((layers.length - 1 - row) * height) / layers.length;
-          context.fillStyle = css(ramp.colour(data[row * shape[1] + i]));
-          context.fillRect(edge(sample), top, edge(sample + 1) - edge(sample) + 0.5, height / layers.length + 0.5);
+          brush.fillStyle = css(ramp.colour(data[row * shape[1] + i]));
+          brush.fillRect(left, 2 + (layers.length - 1 - row) * tall, right - left, tall);
         }
       }
+    const left = Math.max(1, edge(from));
+    for (const [colour, line] of [[theme.ground, 4], [theme.ink, 2]] as const) {
+      brush.strokeStyle = colour;
+      brush.lineWidth = line;
+      brush.strokeRect(left, 2, Math.max(4, Math.min(edge(from + count), width - 1) - left), height);
     }
-    const [left, right] = [(from / columns) * width, ((from + count) / columns) * width];
-    for (const [stroke, line] of [[theme.ground, 4], [theme.ink, 2]] as const) {
-      context.strokeStyle = stroke;
-      context.lineWidth = line;
-      context.strokeRect(Math.max(1, left), 2, Math.max(4, Math.min(right, width - 1) - Math.max(1, left)), height);
-    }
-    const every = samples.data.length < columns ? `; ${samples.data.length} of them are drawn` : "";
-    const text = `The whole prompt, ${columns.toLocaleString("en")} tokens${every}. The frame is the window below: columns ${from} to ${from + count - 1}. Arrow keys turn pages.`;
-    set(this.canvas, "aria-label", text);
-    set(this.canvas, "title", text);
+    const drawn = samples.length < columns ? `, of which ${samples.length} are drawn` : "";
+    const text = `The whole: ${columns.toLocaleString("en")} tokens${drawn}. The frame is the window below, columns ${from} to ${from + count - 1}. Arrow keys turn pages.`;
+    set(canvas, "aria-label", text);
+    set(canvas, "title", text);
   }
-}
-
-/** One cell: its likeliest tokens, and one of them through all layers. */
-class Cell {
-  private readonly title = h("div", { class: "loupe-title" });
-  private readonly list = h("div");
-  private readonly named = h("div", { class: "loupe-where" });
-  private readonly canvas = h("canvas", { attributes: { tabindex: 0, role: "img" } });
-  private readonly said = h("div", { class: "loupe-status", attributes: { "aria-live": "polite" } });
-  private readonly chart: HTMLElement;
-  readonly element: HTMLElement;
-  private scale: ScaleName = "linear";
-  private found: any = null;
-  private at: { token: number; row: number } | null = null;
-  private picked = 0;
-
-  constructor(private readonly context: Context, private readonly payload: Payload) {
-    const scales = [["linear", "linear"], ["log", "log"]] as const;
-    const scale = choice("probability", scales, this.scale, (name) => {
-      this.scale = name as ScaleName;
-      this.paint();
-    });
-    this.chart = h("div", {}, this.named, scale, this.canvas, this.said);
-    this.element = h("div", { class: "loupe-cell" }, this.title, this.list, this.chart);
-    const { signal } = context;
-    const { layers } = payload;
-    this.canvas.addEventListener("click", (event) => {
-      const part = (event.offsetX - CHART.left) / (this.canvas.clientWidth - CHART.left - CHART.right);
-      const row = Math.round(part * (layers.length - 1));
-      context.select({ layer: layers[Math.max(0, Math.min(layers.length - 1, row))] });
-    }, { signal });
-    this.canvas.addEventListener("keydown", (event) => {
-      const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-      const layer = by && this.at ? layers[this.at.row + by] : undefined;
-      if (!by) return;
-      if (layer !== undefined) context.select({ layer });
-      event.preventDefault();
-      event.stopPropagation();
-    }, { signal });
-    onTheme(() => this.paint(), signal);
-    const observer = new ResizeObserver(() => this.paint());
-    observer.observe(this.element);
-    signal.addEventListener("abort", () => observer.disconnect());
-    this.show(null, 0);
-  }
-
-  async show(token: number | null, row: number): Promise<void> {
-    if (this.at && token === this.at.token && row === this.at.row) return;
-    const at = token === null ? null : { token, row };
-    this.at = at;
-    this.chart.hidden = !this.found || !at;
-    if (!at) {
-      fill(this.title, "Choose a cell to see its likeliest tokens, and to follow one through the layers.");
-      this.found = null;
-      return fill(this.list);
-    }
-    const { tokens, layers } = this.payload;
-    try {
-      const found = await this.context.ask("cell", { token, layer: layers[row] });
-      if (this.at !== at) return;
-      const before = this.found?.ids.data[this.picked];
-      const kept = before === undefined ? -1 : found.ids.data.indexOf(before);
-      this.picked = kept >= 0 ? kept : (found.next ?? 0);
-      this.found = found;
-      fill(this.title, `After token ${token} ${quoted(tokens[at.token], 24)} layer ${layers[row]} would say:`);
-      this.draw();
-    } catch (error) {
-      if (this.at === at) fill(this.title, error instanceof Error ? error.message : String(error));
-    }
-  }
-
-  private draw(): void {
-    const { found, at, payload } = this;
-    const count = payload.layers.length;
-    const here = found.ids.data.length;
-    const probabilities = Array.from({ length: here }, (_, i) => found.probabilities.data[i * count + at!.row]);
-    const held = this.list.contains(document.activeElement);
-    const list = likely({ texts: found.texts, probabilities, real: found.next }, (index) => {
-      this.picked = index;
-      this.draw();
-    }, this.picked);
-    fill(this.list, list);
-    if (held) list.querySelectorAll("button")[this.picked]?.focus();
-    this.chart.hidden = false;
-    const name = quoted(found.texts[this.picked], 24);
-    fill(this.named, `${name} after token ${at!.token}, layer by layer`);
-    const [p, rank] = [found.probabilities.data, found.ranks.data].map((data) => data[this.picked * count + at!.row]);
-    fill(this.said, `${name} in layer ${payload.layers[at!.row]}: probability ${exactly(p)}, rank ${exactly(rank)}`);
-    this.paint();
-  }
-
-  /** Probability above, rank below, layers from left to right. */
-  private paint(): void {
-    const { canvas, found, at, payload } = this;
-    const width = Math.min(460, this.element.clientWidth);
-    if (!found || !at || !width || !canvas.isConnected) return;
-    const theme = themeOf(this.element);
-    const { layers } = payload;
-    const count = layers.length;
-    const context = cleared(canvas, width, 2 * (CHART.height + CHART.gap) + 8);
-    const slice = (data: ArrayLike<number>) => Array.from({ length: count }, (_, i) => data[this.picked * count + i]);
-    const probabilities = slice(found.probabilities.data);
-    const ranks = slice(found.ranks.data);
-    const x = (i: number) => CHART.left + (count > 1 ? i / (count - 1) : 0.5) * (width - CHART.left - CHART.right);
-    context.font = theme.font;
-    context.textBaseline = "middle";
-    const least = Math.max(1e-12, Math.min(...probabilities.filter((p) => p > 0), 0.1));
-    const decades = -Math.floor(Math.log10(least));
-    const log = this.scale === "log";
-    const worst = Math.max(1, ...ranks.filter(Number.isFinite));
-    const panels = [
-      { values: probabilities, part: (p: number) => (log ? Math.max(0, 1 + Math.log10(p) / decades) : p), high: "1", low: log ? `10${superscript(-decades)}` : "0", name: "p" },
-      { values: ranks, part: (rank: number) => 1 - Math.log1p(rank) / Math.log1p(worst), high: "0", low: number(worst), name: "rank" },
-    ];
-    for (const [n, { values, part, high, low, name }] of panels.entries()) {
-      const top = 10 + n * (CHART.height + CHART.gap);
-      const y = (value: number) => top + (1 - part(value)) * CHART.height;
-      context.strokeStyle = theme.line;
-      context.lineWidth = 1;
-      context.strokeRect(CHART.left - 8.5, top - 4.5, width - CHART.left - CHART.right + 17, CHART.height + 9);
-      context.fillStyle = theme.faint;
-      context.textAlign = "right";
-      for (const [text, line] of [[high, top], [name, top + CHART.height / 2], [low, top + CHART.height]] as const) context.fillText(text, CHART.left - 14, line);
-      context.textAlign = "center";
-      const every = Math.ceil((count * 26) / (width - CHART.left - CHART.right));
-      for (let i = 0; i < count; i += every) context.fillText(String(layers[i]), x(i), top + CHART.height + 16);
-      context.strokeStyle = context.fillStyle = theme.accent;
-      context.lineWidth = 1.5;
-      context.beginPath();
-      for (const [i, value] of values.entries()) if (Number.isFinite(value)) context.lineTo(x(i), y(value));
-      context.stroke();
-      for (const [i, value] of values.entries()) {
-        if (!Number.isFinite(value)) continue;
-        context.beginPath();
-        context.arc(x(i), y(value), i === at.row ? 4.5 : 2.5, 0, 7);
-        context.fill();
-      }
-    }
-    const largest = probabilities.indexOf(Math.max(...probabilities));
-    set(canvas, "aria-label", `${this.named.textContent}. Probability ${number(probabilities[0])} in layer ${layers[0]}, at most ${number(probabilities[largest])} in layer ${layers[largest]}, ${number(probabilities[count - 1])} in layer ${layers[count - 1]}. Arrow keys choose a layer.`);
-  }
+  return { element, parts, start, paint };
 }
 
 const CHART = { left: 60, right: 14, height: 72, gap: 34 };
 
-function superscript(value: number): string {
-  return String(value).replace("-", "⁻").replace(/\d/g, (digit) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[Number(digit)]);
+/** One cell: its likeliest tokens, and one of them through all layers. */
+function cell(context: Context, payload: Payload) {
+  const { layers, tokens } = payload;
+  const title = h("div", { class: "loupe-title" });
+  const list = h("div");
+  const name = h("div", { class: "loupe-where" });
+  const canvas = h("canvas", { attributes: { tabindex: 0, role: "img" } });
+  const said = h("div", { class: "loupe-status", attributes: { "aria-live": "polite" } });
+  let log = false;
+  let found: { ids: NumberArray; texts: string[]; next: number | null; probabilities: NumberArray; ranks: NumberArray } | null = null;
+  let at: { token: number; row: number } | null = null;
+  let picked = 0;
+  const axis = choice("probability", [["linear", "linear"], ["log", "log"]], "linear", (value) => {
+    log = value === "log";
+    paint();
+  });
+  const chart = h("div", { attributes: { hidden: true } }, name, axis, canvas, said);
+  const element = h("div", { class: "loupe-cell" }, title, list, chart);
+  const room = () => Math.min(460, chart.clientWidth) - CHART.left - CHART.right;
+  const select = (row: number) => layers[row] !== undefined && context.select({ layer: layers[row] });
+  canvas.addEventListener("click", (event) => select(Math.round(((event.offsetX - CHART.left) / room()) * (layers.length - 1))), { signal: context.signal });
+  keys(canvas, context.signal, { ArrowLeft: () => select(at!.row - 1), ArrowRight: () => select(at!.row + 1) });
+  onTheme(() => paint(), context.signal);
+  resized(element, context.signal, () => paint());
+
+  async function show(token: number | null, row: number): Promise<void> {
+    if (token === null) {
+      at = found = null;
+      chart.hidden = true;
+      fill(title, "Choose a cell to see its likeliest tokens, and to follow one through the layers.");
+      return fill(list);
+    }
+    if (at?.token === token && at.row === row) return;
+    const asked = (at = { token, row });
+    try {
+      const came = await context.ask("cell", { token, layer: layers[row] });
+      if (at !== asked) return;
+      const before = found ? came.ids.data.indexOf(found.ids.data[picked]) : -1;
+      picked = before >= 0 ? before : (came.next ?? 0);
+      found = came;
+      fill(title, `After token ${token} ${quoted(tokens[token], NAME)} layer ${layers[row]} would say:`);
+      draw();
+    } catch (error) {
+      if (at === asked) fill(title, (error as Error).message);
+    }
+  }
+
+  /** The picked token's numbers, layer by layer. */
+  const path = ({ data }: NumberArray, index = picked) => Array.from(data.subarray(index * layers.length, (index + 1) * layers.length));
+
+  function draw(): void {
+    const { texts, next, probabilities, ranks } = found!;
+    const { token, row } = at!;
+    const held = list.matches(":focus-within");
+    const here = texts.map((_, index) => path(probabilities, index)[row]);
+    fill(list, likely({ texts, probabilities: here, real: next }, (index) => {
+      picked = index;
+      draw();
+    }, picked));
+    if (held) list.querySelectorAll("button")[picked].focus();
+    chart.hidden = false;
+    const text = quoted(texts[picked], NAME);
+    fill(name, `${text} after token ${token}, layer by layer:`);
+    fill(said, `${text} in layer ${layers[row]}: probability ${exactly(here[picked])}, rank ${exactly(path(ranks)[row])}`);
+    paint();
+  }
+
+  /** Probability above, rank below, layers from left to right. */
+  function paint(): void {
+    if (!found || room() <= 0) return;
+    const theme = themeOf(element.closest(".loupe")!);
+    const wide = room();
+    const brush = cleared(canvas, wide + CHART.left + CHART.right, 2 * (CHART.height + CHART.gap) + 8);
+    const [probabilities, ranks] = [path(found.probabilities), path(found.ranks)];
+    const x = (i: number) => CHART.left + (i / Math.max(1, layers.length - 1)) * wide;
+    brush.font = theme.font;
+    brush.textBaseline = "middle";
+    const decades = Math.ceil(-Math.log10(Math.max(1e-12, Math.min(0.1, ...probabilities.filter((p) => p > 0)))));
+    const worst = Math.max(1, ...ranks.filter(Number.isFinite));
+    const panels: [number[], (value: number) => number, string, string, string][] = [
+      [probabilities, (p) => (log ? Math.max(0, 1 + Math.log10(p) / decades) : p), "1", "p", log ? `1e−${decades}` : "0"],
+      [ranks, (rank) => 1 - Math.log1p(rank) / Math.log1p(worst), "0", "rank", number(worst)],
+    ];
+    for (const [n, [values, part, ...labels]] of panels.entries()) {
+      const top = 10 + n * (CHART.height + CHART.gap);
+      brush.lineWidth = 1;
+      brush.strokeStyle = theme.line;
+      brush.strokeRect(CHART.left - 8.5, top - 4.5, wide + 17, CHART.height + 9);
+      brush.fillStyle = theme.faint;
+      brush.textAlign = "right";
+      for (const [i, text] of labels.entries()) brush.fillText(text, CHART.left - 14, top + (i * CHART.height) / 2);
+      brush.textAlign = "center";
+      for (let i = 0; i < layers.length; i += Math.ceil((layers.length * 26) / wide)) brush.fillText(String(layers[i]), x(i), top + CHART.height + 16);
+      brush.strokeStyle = brush.fillStyle = theme.ink;
+      brush.lineWidth = 1.5;
+      const points = [...values.entries()].filter(([, value]) => Number.isFinite(value)).map(([i, value]) => [i, top + (1 - part(value)) * CHART.height]);
+      brush.beginPath();
+      for (const [i, y] of points) brush.lineTo(x(i), y);
+      brush.stroke();
+      for (const [i, y] of points) {
+        brush.beginPath();
+        brush.arc(x(i), y, i === at?.row ? 4.5 : 2, 0, 7);
+        brush.fill();
+      }
+    }
+    const [first, last] = [0, layers.length - 1].map((i) => `${number(probabilities[i])} in layer ${layers[i]}`);
+    set(canvas, "aria-label", `${name.textContent} probability and rank; ${first}, ${last}. Arrow keys choose a layer.`);
+  }
+  return { element, show };
 }

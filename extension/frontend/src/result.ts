@@ -10,19 +10,23 @@ import { onTheme, themeOf } from "./theme";
 import { Tiles } from "./tiles";
 import type { NumberArray } from "./wire";
 
+type Names = string[] | NumberArray;
+
 export interface Axis {
   name: string;
   plural: string;
   size: number;
   /** What each index stands for, where that is not the index itself. */
-  names: string[] | NumberArray | null;
+  names: Names | null;
   /** Where each stands for several: the last of them. */
-  lasts: NumberArray | null;
+  lasts: Names | null;
 }
 
 interface Chart {
   name: string;
   value: string;
+  /** What it is, where that is not plain. */
+  note: string;
   axes: string[];
   diverging: boolean;
   scale: ScaleName;
@@ -77,12 +81,12 @@ function layerOf(context: Context, name: string): (() => void) | null {
 const LINKED: Record<string, keyof Chosen> = { batch: "row", position: "token", layer: "layer", head: "head" };
 
 /** What an index along an axis stands for. */
-export function item(axis: Axis, index: number): string | number {
-  return axis.names === null ? index : Array.isArray(axis.names) ? axis.names[index] : axis.names.data[index];
+export function item(axis: Axis, index: number, names = axis.names): string | number {
+  return names === null ? index : Array.isArray(names) ? names[index] : names.data[index];
 }
 
 export function called(axis: Axis, index: number): string {
-  const [first, last] = [item(axis, index), axis.lasts?.data[index] ?? item(axis, index)];
+  const [first, last] = [item(axis, index), item(axis, index, axis.lasts ?? axis.names)];
   return visible(first === last ? String(first) : `${first} to ${last}`, 40);
 }
 
@@ -124,9 +128,10 @@ class Charts {
   private others: { axis: Axis; element: HTMLElement; show(index: number): void }[] = [];
   private picture: { point(): void } | null = null;
   private ended: AbortController | null = null;
-  private readonly choices = h("div", { class: "loupe-tools" });
+  private readonly choices = h("span", { class: "loupe-tools" });
+  private readonly note = h("div", { class: "loupe-where" });
+  private readonly found = h("div", { class: "loupe-found" });
   private readonly place = h("section");
-  private readonly ranked = h("ol", { class: "loupe-ranked" });
   private readonly profile: Profile | null;
   private readonly tiles: Tiles;
 
@@ -134,7 +139,7 @@ class Charts {
     const { charts, axes } = payload;
     const { selection, signal } = context;
     const names = charts.map((chart, i) => [String(i), chart.name] as const);
-    const tools = charts.length > 1 && h("div", { class: "loupe-tools" }, choice("show", names, "0", (i) => this.show(charts[Number(i)])));
+    const shown = charts.length > 1 && choice("show", names, "0", (i) => this.show(charts[Number(i)]));
     this.tiles = new Tiles(context);
     this.chart = charts[0];
     for (const name of Object.keys(axes)) this.at[name] = 0;
@@ -143,9 +148,7 @@ class Charts {
     Object.assign(this.at, payload.start);
     this.follow(selection.value, null);
     this.profile = payload.profile ? new Profile(context, payload, (part) => this.choose(part)) : null;
-    const side = h("section", { attributes: { "aria-label": "Strongest entries" } }, h("div", { class: "loupe-where" }, "Strongest entries"), this.ranked);
-    element.append(h("div", {}, tools, this.choices), h("div", { class: "loupe-found" }, this.place, charts.some((chart) => chart.top.values.data.length > 1) && side));
-    if (this.profile) element.append(this.profile.element);
+    element.append(h("div", { class: "loupe-tools" }, shown, this.choices), this.note, this.found);
     selection.on((value, before) => this.follow(value, before) && this.point(), signal);
     this.show(this.chart);
   }
@@ -184,13 +187,14 @@ class Charts {
     [this.down, this.across] = [big.at(-2) ?? null, big.at(-1) ?? null];
     this.others = big.slice(0, -2).map((axis) => this.pick(axis));
     fill(this.choices, ...this.others.map(({ element }) => element));
+    fill(this.note, visible(chart.note));
+    fill(this.found, h("div", {}, this.place, this.profile?.element), this.ranked());
     const { values } = chart;
     this.picture = null;
-    if (this.profile && !this.down && this.across?.name === chart.axes[0]) fill(this.place); // it is the only column
+    if (this.profile && !this.down && this.across?.name === chart.axes[0]) fill(this.found, this.profile.element); // of the only column
     else if (!this.across) {
       fill(this.place, h("output", { class: "loupe-single" }, exactly(values!.data[0])), h("div", { class: "loupe-where" }, visible(chart.value)));
     } else this.picture = this.down || !values ? this.map(this.down, this.across) : this.bars(this.across, values);
-    this.rank();
     this.point();
   }
 
@@ -228,7 +232,7 @@ class Charts {
       columnCalled: (column) => called(across, column),
       cells: (...asked) => this.cells(...asked),
       // A query reads no key behind it.
-      masked: down?.name === "position" && across.name === "key" ? (_, bottom, left) => Number(item(across, left)) > (down.lasts?.data[bottom - 1] ?? Number(item(down, bottom - 1))) : undefined,
+      masked: down?.name === "position" && across.name === "key" ? (_, bottom, left) => item(across, left) > item(down, bottom - 1, down.lasts ?? down.names) : undefined,
     };
     const map = new Heatmap(source, {
       value: visible(chart.value, 60),
@@ -273,29 +277,31 @@ class Charts {
     return { point: () => bars.point(this.at[axis.name]) };
   }
 
-  private rank(): void {
+  /** The entries of the largest magnitude, anywhere in the chart. */
+  private ranked(): HTMLElement | null {
     const { chart, payload } = this;
     const { at, values } = chart.top;
+    if (values.data.length < 2 || chart.line) return null;
     const axes = chart.axes.map((name) => payload.axes[name]);
-    const most = Math.abs(values.data[0]) || 1;
+    const long = axes.filter((axis) => axis.size > 1).map(singular).join(" · ");
     const entries = Array.from(values.data, (value, i) => {
-      const where = Array.from(axes, (_, k) => at.data[i * axes.length + k]);
-      const said = axes.map((axis, k) => axis.size > 1 && `${singular(axis)} ${named(axis, where[k], payload.pieces)}`).filter(Boolean);
+      const where = axes.map((axis, k) => [axis.name, at.data[i * axes.length + k]] as const);
+      const said = axes.map((axis, k) => axis.size > 1 && named(axis, where[k][1], payload.pieces)).filter(Boolean);
       const button = h(
         "button",
-        { attributes: { type: "button" }, on: { click: () => this.choose(Object.fromEntries(axes.map((axis, k) => [axis.name, where[k]]))) } },
-        h("span", {}, said.join(", ")),
+        { attributes: { type: "button" }, on: { click: () => this.choose(Object.fromEntries(where)) } },
+        h("span", {}, said.join(" · ")),
         h("span", { class: "loupe-value" }, exactly(value)),
       );
-      button.style.setProperty("--loupe-part", `${(100 * Math.abs(value)) / most}%`);
+      button.style.setProperty("--loupe-part", `${100 * Math.abs(value / (values.data[0] || 1))}%`);
       return h("li", {}, button);
     });
-    fill(this.ranked, ...entries);
+    return h("section", {}, h("div", { class: "loupe-where" }, `Strongest entries: ${long}`), h("ol", { class: "loupe-ranked" }, ...entries));
   }
 }
 
 function singular(axis: Axis): string {
-  return axis.name === "batch" ? "row" : axis.name;
+  return axis.name === "batch" ? "row" : visible(axis.name.replaceAll("_", " "), 40);
 }
 
 /** Whether its indices are tokens of the prompt. */
@@ -354,7 +360,7 @@ class Profile {
     const rows = Array.from({ length: down.size }, (_, i) => i);
     const named_: Column = { name: singular(down), texts: rows.map((i) => called(down, i)), order: { data: Int32Array.from(rows), shape: [down.size] } };
     const numbers = alike.map((other, k): Column => ({
-      name: other.name,
+      name: other.value,
       texts: Array.from(columns[k], exactly),
       order: { data: Float32Array.from(columns[k]), shape: [down.size] },
     }));
@@ -363,7 +369,7 @@ class Profile {
   }
 }
 
-const SIDES = { left: 64, right: 8, top: 8, bottom: 60 };
+const SIDES = { left: 64, right: 8, top: 8 };
 const TALL = 190;
 
 /** Numbers side by side, as bars or as a line. */
@@ -438,8 +444,12 @@ class Bars {
     if (!full || !this.element.isConnected || !values.length) return;
     this.wide = Math.max(60, full - SIDES.left - SIDES.right);
     const { wide } = this;
+    const dx = wide / n;
+    const every = dx >= 13; // each has a label, upright where it is narrow
+    const flat = dx >= 44 || !every;
+    const under = flat ? 24 : 60;
     const ratio = devicePixelRatio || 1;
-    const height = SIDES.top + TALL + SIDES.bottom;
+    const height = SIDES.top + TALL + under;
     canvas.width = Math.round((wide + SIDES.left + SIDES.right) * ratio);
     canvas.height = Math.round(height * ratio);
     canvas.style.width = `${wide + SIDES.left + SIDES.right}px`;
@@ -498,16 +508,13 @@ class Bars {
     if (chart.line) context.stroke();
     context.fillStyle = theme.ink;
     context.fillRect(SIDES.left, Math.round(zero), wide, 1);
-    const dx = wide / n;
-    const every = dx >= 13;
     for (const index of ticks(0, n, every ? Infinity : wide / 60)) {
-      const flat = dx >= 44 || !every;
-      const text = texts(axis) && this.pieces && every ? visible(piece(axis, index, this.pieces), 9) : called(axis, index);
+      const text = texts(axis) && this.pieces && every ? visible(piece(axis, index, this.pieces), 9) : visible(String(item(axis, index)), 12);
       context.save();
       context.translate(x(index + 0.5), SIDES.top + TALL + (flat ? 12 : 6));
       context.textAlign = flat ? "center" : "right";
       if (!flat) context.rotate(-Math.PI / 2);
-      context.fillText(text, 0, 0, flat ? Math.max(dx - 4, 40) : SIDES.bottom - 8);
+      context.fillText(text, 0, 0, flat ? Math.max(dx - 4, 40) : under - 8);
       context.restore();
     }
     context.strokeStyle = theme.ink;
@@ -551,7 +558,7 @@ function sheet(columns: Column[], count: number, act: (row: number) => (() => vo
   const body = h("tbody");
   const status = h("div", { class: "loupe-status", attributes: { "aria-live": "polite" } });
   const heads = columns.map((column) =>
-    h("th", { attributes: { scope: "col" } }, h("button", { attributes: { type: "button" }, on: { click: () => sort(column) } }, visible(column.name))),
+    h("th", { class: column.order && column !== columns[0] ? "loupe-value" : "", attributes: { scope: "col" } }, h("button", { attributes: { type: "button" }, on: { click: () => sort(column) } }, visible(column.name))),
   );
   let [by, downward] = [null as Column | null, false];
   const draw = () => {

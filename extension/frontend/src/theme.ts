@@ -13,7 +13,7 @@ export interface Theme {
 
 /** What a canvas needs to know; the element must be in the page. */
 export function themeOf(element: Element): Theme {
-  const style = getComputedStyle(element);
+  const style = getComputedStyle(element.closest(".loupe") ?? element); // only the root has a ground
   const probe = (name: string) => style.getPropertyValue(name).trim();
   return {
     dark: luminance(style.backgroundColor) < 0.5,

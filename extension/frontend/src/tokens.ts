@@ -1,6 +1,6 @@
 // The text of a run: each token a button in the colour of a measure, and what was likely in its place.
 
-import { BAD, type Scale, type ScaleName, colourOf, colours, css, inkOn, limits, scaleOver, valueAt } from "./colour";
+import { BAD, type Scale, type ScaleName, colourOf, colours, css, limits, scaleOver, valueAt } from "./colour";
 import { type Context, type Draw, empty } from "./context";
 import { choice, fill, h, number, quoted, set, visible } from "./dom";
 import { exactly } from "./heatmap";
@@ -38,12 +38,14 @@ export class Ramp {
   private readonly scale: Scale;
   private readonly table: Uint32Array;
 
-  /** `sign` -1: the smallest are the strongest. `counts`: log is that of 1 + value. */
-  constructor(low: number, high: number, name: ScaleName, dark: boolean, private readonly sign = 1, private readonly counts = false) {
+  /**
+   * `side` of the diverging map: 1 is warm, -1 cool. `sign` -1: the smallest are the strongest.
+   * `counts`: log is that of 1 + value.
+   */
+  constructor(low: number, high: number, name: ScaleName, dark: boolean, side = 1, private readonly sign = 1, private readonly counts = false) {
     this.scale = sign < 0 ? scaleOver(-high, -low, false, name) : scaleOver(low, high, false, name);
-    // One half of the diverging map.
     const both = colours("diverging", dark);
-    this.table = Uint32Array.from({ length: 256 }, (_, i) => both[128 + (i >> 1)]);
+    this.table = Uint32Array.from({ length: 256 }, (_, i) => both[Math.round(127.5 + side * (0.5 + 0.42 * i))]);
     if (counts && name === "log") this.scale = { ...this.scale, name: "linear", low: Math.log1p(low), high: Math.log1p(high) || 1 };
     else this.counts = false;
   }
@@ -64,22 +66,29 @@ export class Ramp {
   }
 }
 
+/** Black or white, whichever has more contrast (WCAG 2's relative luminance). */
+export function inkFor(colour: number): string {
+  const [r, g, b] = [0, 8, 16].map((shift) => (((colour >> shift) & 255) / 255) ** 2.2);
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.18 ? "#000" : "#fff";
+}
+
 /** A colour bar with numbers. */
 export class Legend {
   private readonly bar = h("canvas", { class: "loupe-bar", attributes: { width: 256, height: 1, "aria-hidden": "true" } });
   private readonly parts = [h("span"), h("span"), h("span")];
   readonly element = h("div", { class: "loupe-legend" }, this.parts[0], this.bar, this.parts[1], this.parts[2]);
 
-  show(ramp: Ramp, text: string, bad: number): void {
+  show(ramp: Ramp, text: string, bad: number, more = ""): void {
     const context = this.bar.getContext("2d")!;
     const image = context.createImageData(256, 1);
     new Uint32Array(image.data.buffer).set(ramp.colours);
     context.putImageData(image, 0, 0);
-    const round = (value: number) => number(Number(value.toPrecision(3)));
-    fill(this.parts[0], round(ramp.at(0)));
-    fill(this.parts[1], round(ramp.at(1)));
-    const middle = `${round(ramp.at(0.5))} in the middle`;
-    fill(this.parts[2], `${text}, ${middle}${bad ? ` · ${bad.toLocaleString("en")} not finite ` : ""}`, bad > 0 && h("i", { class: "loupe-bad" }));
+    // What a logarithm and its inverse leave of a whole number is rounded away.
+    const at = (part: number) => number(Number(ramp.at(part).toPrecision(7)));
+    fill(this.parts[0], at(0));
+    fill(this.parts[1], at(1));
+    const middle = `${at(0.5)} in the middle`;
+    fill(this.parts[2], `${text}, ${middle}${more && ` · ${more}`}${bad ? ` · ${bad.toLocaleString("en")} not finite ` : ""}`, bad > 0 && h("i", { class: "loupe-bad" }));
   }
 }
 
@@ -98,7 +107,7 @@ export function likely(found: Likely, pick?: (index: number) => void, picked?: n
     bar.style.width = `${Number.isFinite(p) ? 100 * p : 0}%`;
     const parts = [
       h("span", { class: "loupe-token" }, shown(text)),
-      h("span", { class: "loupe-share" }, bar),
+      h("span", { class: "loupe-track" }, bar),
       h("span", { attributes: { title: exactly(p) } }, number(p)),
       index === found.real && h("b", { attributes: { title: "the token that really came" } }, "came"),
     ];
@@ -114,7 +123,8 @@ export function shown(text: string, most = 200): string {
   return visible(marked, most).replace(/ {2,}| $/g, (spaces) => "·".repeat(spaces.length));
 }
 
-const scaleFor = (measure: Measure): ScaleName => (measure.name === "rank" || measure.text.startsWith("norm") ? "log" : "linear");
+const isNorm = ({ text }: Measure) => text.startsWith("norm");
+const scaleFor = (measure: Measure): ScaleName => (measure.name === "rank" ? "log" : isNorm(measure) ? "sqrt" : "linear");
 
 export const tokens: Draw = (element, context) => {
   const payload: Payload = context.payload;
@@ -187,7 +197,7 @@ export const tokens: Draw = (element, context) => {
     } catch (error) {
       if (wanted !== measure) return;
       values = null;
-      fill(status, error instanceof Error ? error.message : String(error));
+      fill(status, (error as Error).message);
       paint();
       return;
     }
@@ -200,16 +210,18 @@ export const tokens: Draw = (element, context) => {
     const numbers = values?.values.data;
     const { low, high, bad } = limits(numbers ?? [], (at) => !known![at]);
     const sign = measure?.name === "logprob" ? -1 : 1;
-    const ends = sign < 0 ? [low, Math.max(0, high)] : [Math.min(0, low), high];
-    const ramp = new Ramp(ends[0], ends[1], scale, themeOf(element).dark, sign, measure?.name === "rank");
+    // Norms are far from zero, and of the first token often far from the others'.
+    const norm = !!measure && isNorm(measure);
+    const ends = norm ? [low, high] : [Math.min(0, low), Math.max(0, high)];
+    const ramp = new Ramp(ends[0], ends[1], scale, themeOf(element.closest(".loupe")!).dark, norm ? -1 : 1, sign, measure?.name === "rank");
     for (const [at, made] of buttons.entries()) {
       const here = !!known?.[at];
       const colour = here ? ramp.colour(numbers![at]) : 0;
-      made.style.background = here ? css(colour) : "";
-      made.style.color = here ? inkOn(colour) : "";
+      made.style.backgroundColor = here ? css(colour) : "";
+      made.style.color = here ? inkFor(colour) : "";
       made.classList.toggle("loupe-none", !here);
     }
-    if (measure) legend.show(ramp, measure.unit ? `${measure.text}, ${measure.unit}` : measure.text, bad);
+    if (measure) legend.show(ramp, `${measure.text}${measure.unit && `, ${measure.unit}`}`, bad);
   }
 
   // What is told of: the token under the pointer, else that with the focus, else the chosen one.
@@ -224,7 +236,7 @@ export const tokens: Draw = (element, context) => {
     const name = `Token ${at} ${quoted(payload.tokens[at])}`;
     if (!measure || !values) return fill(status, name);
     const what = measure.layers.length ? `${measure.text}, layer ${layer()},` : measure.text;
-    if (!values.known.data[at]) return fill(status, `${name} has no ${measure.text}${at === 0 && !measure.text.startsWith("norm") ? ": nothing stands before it" : ""}`);
+    if (!values.known.data[at]) return fill(status, `${name} has no ${measure.text}${at === 0 && !isNorm(measure) ? ": nothing stands before it" : ""}`);
     fill(status, `${name}: ${what} ${exactly(values.values.data[at])}${measure.unit && ` ${measure.unit}`}`);
   }
   function rove(at: number): void {
@@ -353,7 +365,7 @@ class Expected {
       if (at === this.at) this.draw(at);
     } catch (error) {
       if (at !== this.at) return;
-      fill(this.title, error instanceof Error ? error.message : String(error));
+      fill(this.title, (error as Error).message);
       fill(this.list);
     }
   }

@@ -1,8 +1,8 @@
 // Every weight in one atlas, one of them by zooming, its histogram and its singular values.
 
-import { type ScaleName, BAD, colourOf, colours, scaleOver } from "./colour";
+import { type ScaleName, BAD, BAD_CSS, colourOf, colours, scaleOver } from "./colour";
 import type { Context, Draw } from "./context";
-import { button, choice, fill, h, number, set, visible } from "./dom";
+import { type Child, button, choice, fill, h, number, set, visible } from "./dom";
 import { ticks } from "./grid";
 import { Heatmap, exactly } from "./heatmap";
 import { onTheme, themeOf } from "./theme";
@@ -35,6 +35,7 @@ interface Payload {
   group: number;
 }
 
+export const SCALES = [["linear", "linear"], ["sqrt", "square root"], ["log", "log"]] as const;
 const BROKEN = 255; // the code of a cell that holds NaN or infinity
 
 const sized = ({ shape, dtype }: Weight) => `${shape.map((n) => n.toLocaleString("en")).join(" × ")} ${dtype}`;
@@ -52,7 +53,7 @@ export const weights: Draw = (element, context) => {
   let chosen = start;
 
   const title = h("div", { class: "loupe-title" });
-  const facts = h("dl", { class: "loupe-facts" });
+  const facts = h("dl", { class: "loupe-numbers" });
   const note = h("div", { class: "loupe-where" });
   const parts = h("div", { class: "loupe-parts" });
   const tiles = new Tiles(context);
@@ -93,14 +94,14 @@ export const weights: Draw = (element, context) => {
     map.element,
     note,
     parts,
-    h(
-      "div",
-      { class: "loupe-plots" },
-      h("div", {}, h("div", { class: "loupe-tools" }, h("b", {}, "Histogram"), counts), histogram.element),
-      h("div", {}, h("div", { class: "loupe-tools" }, compute), spectrum.element),
-    ),
   );
-  element.append(h("section", { attributes: { "aria-label": "All weights" } }, atlas.element), right);
+  const plots = h(
+    "section",
+    { class: "loupe-plots", attributes: { "aria-label": "Its histogram and singular values" } },
+    h("div", {}, h("div", { class: "loupe-tools" }, h("b", {}, "Histogram"), counts), histogram.element),
+    h("div", {}, h("div", { class: "loupe-tools" }, compute), spectrum.element),
+  );
+  element.append(h("section", { attributes: { "aria-label": "All weights" } }, atlas.element), right, plots);
 
   /** Which head reads or writes an entry, and for keys and values the first that reads it. */
   function headAt(row: number, column: number): number | null {
@@ -135,17 +136,18 @@ export const weights: Draw = (element, context) => {
   function told(): void {
     const weight = payload.weights[chosen];
     const look = atlas.looks.get(chosen);
-    fill(facts, ...fact("shape", sized(weight)), ...(look ? factsOf(look) : fact("", atlas.failed.get(chosen) ?? "looking …")));
+    fill(facts, fact("shape", sized(weight)), ...(look ? factsOf(look) : [fact("", atlas.failed.get(chosen) ?? "looking …")]));
     histogram.element.hidden = !look;
     if (look) {
       const { data } = look.histogram;
       const [low, high] = look.ends.data;
+      const zero = -low / (high - low);
       const edge = (i: number) => low + ((high - low) * i) / data.length;
       histogram.show({
         values: data,
         bars: true,
         log: counts.querySelector("select")!.value === "log",
-        marks: [[0, number(low)], [1, number(high)], ...(low < 0 && high > 0 ? [[-low / (high - low), "0"] as const] : [])],
+        marks: [[0, number(low)], [1, number(high)], ...(zero > 0.25 && zero < 0.75 ? [[zero, "0"] as const] : [])],
         describe: (i) => `${number(edge(i))} to ${number(edge(i + 1))}: ${data[i].toLocaleString("en")} entries`,
       });
     }
@@ -204,23 +206,23 @@ export function effectiveRank(values: ArrayLike<number>): number {
   return Math.exp(-shares.reduce((total, value) => total + (value > 0 ? (value / sum) * Math.log(value / sum) : 0), 0));
 }
 
-function fact(name: string, value: string): [HTMLElement, HTMLElement] {
-  return [h("dt", {}, name), h("dd", {}, value)];
+export function fact(name: string, value: string): HTMLElement {
+  return h("div", {}, h("dt", {}, name), h("dd", {}, visible(value)));
 }
 
-function factsOf({ numbers, place, parts }: Look): HTMLElement[] {
+function factsOf({ numbers, place, parts }: Look): Child[] {
   const [mean, std, low, high, norm, zeros, nans, infinities] = numbers.data;
   const count = (value: number) => value.toLocaleString("en");
   return [
-    ...fact("mean", number(mean)),
-    ...fact("std", number(std)),
-    ...fact("min", exactly(low)),
-    ...fact("max", exactly(high)),
-    ...fact("norm", number(norm)),
-    ...(zeros ? fact("zeros", count(zeros)) : []),
-    ...fact("NaN", count(nans)),
-    ...(infinities ? fact("infinite", count(infinities)) : []),
-    ...(parts.length ? [] : fact("where", visible(place))),
+    fact("mean", number(mean)),
+    fact("std", number(std)),
+    fact("min", exactly(low)),
+    fact("max", exactly(high)),
+    fact("norm", number(norm)),
+    zeros > 0 && fact("zeros", count(zeros)),
+    fact("NaN", count(nans)),
+    infinities > 0 && fact("infinite", count(infinities)),
+    !parts.length && fact("where", place),
   ];
 }
 
@@ -280,8 +282,7 @@ class Atlas {
     );
     this.rows = layers.length + 1;
     payload.looks.forEach((look, at) => this.looks.set(at, look));
-    const scales = [["linear", "linear"], ["sqrt", "square root"], ["log", "log"]] as const;
-    const whose = [["own", "own of each"], ["shared", "one for all"]] as const;
+    const whose = [["own", "each its own"], ["shared", "one for all"]] as const;
     const again = () => {
       this.picture = null;
       this.paint();
@@ -289,11 +290,11 @@ class Atlas {
     const tools = h(
       "div",
       { class: "loupe-tools" },
-      choice("colours", whose, "own", (value) => {
+      choice("range", whose, "own", (value) => {
         this.shared = value === "shared";
         again();
       }),
-      choice("scale", scales, this.scale, (value) => {
+      choice("scale", SCALES, this.scale, (value) => {
         this.scale = value as ScaleName;
         again();
       }),
@@ -425,7 +426,8 @@ class Atlas {
       context.fillText(visible(SHORT[last] ?? last.replace(/_proj$/, ""), 12), x + tile.width / 2, y - GUTTER.top / 2, tile.width + GAP);
     };
     for (const [at, { row, kind }] of spots.entries()) if (!row) label(kind, ...this.corner(at));
-    for (const kind of kinds) label(kind, ...this.corner(spots.findIndex((spot) => spot.row === 1 && spot.kind === kind)));
+    const first = spots.findIndex(({ row }) => row === 1);
+    for (const kind of kinds) label(kind, this.corner(spots.findIndex((spot) => spot.row && spot.kind === kind))[0], this.corner(first)[1]);
     context.textAlign = "right";
     for (const [at, { column, layer }] of spots.entries())
       if (!column && layer !== null) context.fillText(`L${layer}`, GUTTER.left - 5, this.corner(at)[1] + tile.height / 2);
@@ -473,6 +475,10 @@ class Atlas {
       }
     }
     context.putImageData(image, left, top);
+    if (!(look.numbers.data[6] + look.numbers.data[7])) return;
+    context.lineWidth = 2 * ratio;
+    context.strokeStyle = BAD_CSS;
+    context.strokeRect(left, top, wide, tall);
   }
 
   private under(event: MouseEvent): number | null {
