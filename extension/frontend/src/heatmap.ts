@@ -50,8 +50,9 @@ export interface Settings {
 // A cell that has no pixel of its own would be lost, and 256 x 256 numbers are 256 kB.
 export const MOST_CELLS = 256;
 const cellsOn = (pixels: number) => (pixels > 0 ? Math.min(MOST_CELLS, 2 ** Math.floor(Math.log2(pixels))) : MOST_CELLS);
-const GUTTER = { left: 92, bottom: 64, top: 6, right: 10 };
-const READABLE = 13; // pixels that a label needs
+// Pixels that a label needs, and that it needs to stand across.
+const READABLE = 13;
+const WIDE = 44;
 
 export class Heatmap {
   readonly element: HTMLElement;
@@ -70,6 +71,7 @@ export class Heatmap {
   private bad = 0;
   private wanted = 0;
   private side = { width: 0, height: 0 };
+  private gutter = { left: 92, bottom: 64, top: 6, right: 10 };
   private frame = 0;
   private problem = "";
 
@@ -200,15 +202,18 @@ export class Heatmap {
   }
 
   private resize(): void {
-    const room = Math.max(120, this.element.clientWidth - GUTTER.left - GUTTER.right);
+    this.gutter.left = this.source.rowLabel ? 92 : 52;
+    const room = Math.max(120, this.element.clientWidth - this.gutter.left - this.gutter.right);
     const most = this.settings.maxHeight ?? 480;
     const { height, width } = this.source;
     const long = this.settings.square ? Math.min(room, most) : room;
     const tall = this.settings.square ? long : Math.min(most, Math.max(height * 18, Math.min(room * (height / width), most)));
     const wide = this.settings.square ? long : Math.min(room, Math.max(160, Math.max(width * 44, tall * (width / height))));
     this.side = { width: Math.floor(Math.min(room, wide)), height: Math.floor(Math.max(18, tall)) };
+    // Texts that have too little room across are turned.
+    this.gutter.bottom = this.source.columnLabel && this.side.width / width < WIDE ? 64 : 24;
     const ratio = devicePixelRatio || 1;
-    const full = { width: this.side.width + GUTTER.left + GUTTER.right, height: this.side.height + GUTTER.top + GUTTER.bottom };
+    const full = { width: this.side.width + this.gutter.left + this.gutter.right, height: this.side.height + this.gutter.top + this.gutter.bottom };
     this.canvas.width = Math.round(full.width * ratio);
     this.canvas.height = Math.round(full.height * ratio);
     this.canvas.style.width = `${full.width}px`;
@@ -259,12 +264,12 @@ export class Heatmap {
       const layer = new OffscreenCanvas(wide, tall);
       layer.getContext("2d")!.putImageData(image, 0, 0);
       context.fillStyle = theme.masked;
-      context.fillRect(GUTTER.left * ratio, GUTTER.top * ratio, wide, tall);
-      context.drawImage(layer, Math.round(GUTTER.left * ratio), Math.round(GUTTER.top * ratio));
+      context.fillRect(this.gutter.left * ratio, this.gutter.top * ratio, wide, tall);
+      context.drawImage(layer, Math.round(this.gutter.left * ratio), Math.round(this.gutter.top * ratio));
     }
     context.setTransform(ratio, 0, 0, ratio, 0, 0);
     context.strokeStyle = theme.line;
-    context.strokeRect(GUTTER.left - 0.5, GUTTER.top - 0.5, side.width + 1, side.height + 1);
+    context.strokeRect(this.gutter.left - 0.5, this.gutter.top - 0.5, side.width + 1, side.height + 1);
     this.paintNumbers(context, table);
     this.paintAxes(context, theme.ink, theme.font);
     this.paintCursor(context);
@@ -289,7 +294,7 @@ export class Heatmap {
         const [i, j] = [cellOf(cells.rows, row), cellOf(cells.columns, column)];
         if (across <= j || this.isMasked(i, j)) continue;
         context.fillStyle = inkOn(colourOf(this.scale, table, value));
-        context.fillText(number(Number(value.toPrecision(3))), GUTTER.left + (column + 0.5 - window.left) * dx, GUTTER.top + (row + 0.5 - window.top) * dy, dx - 2);
+        context.fillText(number(Number(value.toPrecision(3))), this.gutter.left + (column + 0.5 - window.left) * dx, this.gutter.top + (row + 0.5 - window.top) * dy, dx - 2);
       }
     }
   }
@@ -305,18 +310,18 @@ export class Heatmap {
     const rows = everyRow ? ticks(window.top, window.bottom, Infinity) : ticks(window.top, window.bottom, Math.max(2, side.height / 40));
     for (const row of rows) {
       const text = everyRow && source.rowLabel ? visible(source.rowLabel(row), 14) : (source.rowCalled ?? String)(row);
-      context.fillText(text, GUTTER.left - 6, GUTTER.top + (row + 0.5 - window.top) * dy, GUTTER.left - 10);
+      context.fillText(text, this.gutter.left - 6, this.gutter.top + (row + 0.5 - window.top) * dy, this.gutter.left - 10);
     }
     const everyColumn = dx >= READABLE;
     const columns = everyColumn ? ticks(window.left, window.right, Infinity) : ticks(window.left, window.right, Math.max(2, side.width / 60));
-    const flat = dx >= 44 || !everyColumn;
+    const flat = dx >= WIDE || !everyColumn || !source.columnLabel;
     for (const column of columns) {
       const text = everyColumn && source.columnLabel ? visible(source.columnLabel(column), flat ? 14 : 9) : (source.columnCalled ?? String)(column);
       context.save();
-      context.translate(GUTTER.left + (column + 0.5 - window.left) * dx, GUTTER.top + side.height + (flat ? 12 : 6));
+      context.translate(this.gutter.left + (column + 0.5 - window.left) * dx, this.gutter.top + side.height + (flat ? 12 : 6));
       context.textAlign = flat ? "center" : "right";
       if (!flat) context.rotate(-Math.PI / 2);
-      context.fillText(text, 0, 0, flat ? Math.max(dx - 4, 30) : GUTTER.bottom - 8);
+      context.fillText(text, 0, 0, flat ? Math.max(dx - 4, 30) : this.gutter.bottom - 8);
       context.restore();
     }
   }
@@ -334,10 +339,10 @@ export class Heatmap {
     const [left, right] = cut(cells?.columns, cursor.column);
     context.save();
     context.beginPath();
-    context.rect(GUTTER.left - 3, GUTTER.top - 3, side.width + 6, side.height + 6);
+    context.rect(this.gutter.left - 3, this.gutter.top - 3, side.width + 6, side.height + 6);
     context.clip();
-    const x = GUTTER.left + (left - window.left) * dx;
-    const y = GUTTER.top + (top - window.top) * dy;
+    const x = this.gutter.left + (left - window.left) * dx;
+    const y = this.gutter.top + (top - window.top) * dy;
     const [w, t] = [Math.max(3, (right - left) * dx), Math.max(3, (bottom - top) * dy)];
     // Seen on every colour of every map.
     for (const [line, colour] of [[4, "#000"], [2, "#fff"]] as const) {
@@ -426,8 +431,8 @@ export class Heatmap {
   /** The entry under the pointer. */
   private entry(event: MouseEvent): { row: number; column: number } | null {
     const box = this.canvas.getBoundingClientRect();
-    const x = (event.clientX - box.left - GUTTER.left) / this.side.width;
-    const y = (event.clientY - box.top - GUTTER.top) / this.side.height;
+    const x = (event.clientX - box.left - this.gutter.left) / this.side.width;
+    const y = (event.clientY - box.top - this.gutter.top) / this.side.height;
     if (x < 0 || x >= 1 || y < 0 || y >= 1) return null;
     const { top, bottom, left, right } = this.window;
     return { row: Math.floor(top + y * (bottom - top)), column: Math.floor(left + x * (right - left)) };

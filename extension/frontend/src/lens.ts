@@ -426,7 +426,8 @@ function cell(context: Context, payload: Payload) {
       brush.lineWidth = 1.5;
       const points = [...values.entries()].filter(([, value]) => Number.isFinite(value)).map(([i, value]) => [i, top + (1 - part(value)) * CHART.height]);
       brush.beginPath();
-      for (const [i, y] of points) brush.lineTo(x(i), y);
+      // No line over a layer that has no number.
+      for (const [i, y] of points) Number.isFinite(values[i - 1]) ? brush.lineTo(x(i), y) : brush.moveTo(x(i), y);
       brush.stroke();
       for (const [i, y] of points) {
         brush.beginPath();

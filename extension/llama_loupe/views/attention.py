@@ -12,16 +12,15 @@ from tqdm.auto import tqdm
 
 from llama_jax import Run, analysis
 from llama_jax.analysis.heads import SCORES
-from llama_loupe import image
+from llama_loupe import image, tiles
 from llama_loupe.selection import Selection
-from llama_loupe.view import Question, View, f32, integer, one_of
+from llama_loupe.view import Question, View, f32, integer
 from llama_loupe.views.tokens import pieces
 
 __all__ = ["Attention", "attention"]
 
 ATLAS = 4_400_000  # cells of an atlas, one byte each
 MOST_CELLS = 64  # along a side of one map of it
-TILE = 256  # cells along a side of a tile
 HINT = 'run = llama.run(prompt, capture=("q_rot", "k_rot"))'
 
 
@@ -128,44 +127,37 @@ class Attention(View):
             query = integer(arguments, "query", length)
             found = self._tile(layer, head, (query, query + 1), (0, length), (1, length), "max")
             return {"values": found["values"][0]}
-        bottom = integer(arguments, "bottom", length + 1, 1)
-        right = integer(arguments, "right", length + 1, 1)
-        queries = (integer(arguments, "top", bottom), bottom)
-        keys = (integer(arguments, "left", right), right)
-        shape = tuple(integer(arguments, name, TILE + 1, 1) for name in ("rows", "columns"))
-        return self._tile(
-            layer, head, queries, keys, shape, one_of(arguments, "pool", ("max", "mean"))
-        )
+        rows, columns, cells, pool = tiles.asked(arguments, (length, length))
+        return self._tile(layer, head, rows, columns, cells, pool)
 
     def _tile(
         self,
         layer: int,
         head: int,
-        queries: tuple[int, int],
-        keys: tuple[int, int],
-        shape: tuple[int, ...],
+        queries: tiles.Span,
+        keys: tiles.Span,
+        cells: tuple[int, int],
         pool: Any,
     ) -> dict[str, Any]:
         if self.kept[layer] == "queries and keys":
-            tile = analysis.attention_map(
-                self.run, layer, head, self.row, queries, keys, (shape[0], shape[1]), pool
+            made = analysis.attention_map(
+                self.run, layer, head, self.row, queries, keys, cells, pool
             )
-            values, rows, columns = f32(tile.values), tile.query_edges, tile.key_edges
+            tile = tiles.Tile(f32(made.values), made.query_edges, made.key_edges)
         else:
-            pattern = self._pattern(layer)[self.row, head, slice(*queries), slice(*keys)]
-            values, rows, columns = pooled_matrix(f32(pattern), shape, pool)
-            rows, columns = rows + queries[0], columns + keys[0]
+            pattern = tiles.Matrix(self._pattern(layer), (self.row, head))
+            tile = tiles.tile(pattern, queries, keys, cells, pool)
         return {
-            "values": f32(values),
-            "rows": rows.astype(np.int32),
-            "columns": columns.astype(np.int32),
+            "values": f32(tile.values),
+            "rows": tile.rows.astype(np.int32),
+            "columns": tile.columns.astype(np.int32),
         }
 
     def questions(self) -> Iterator[Question]:
         if not self.detail:
             return
         whole = {"top": 0, "left": 0, "bottom": self.length, "right": self.length}
-        cells = min(self.length, TILE)
+        cells = min(self.length, tiles.TILE)
         sides = {"rows": cells, "columns": cells, "pool": "max"}
         first = self.selection.layer if self.selection.layer in self.kept else self.layers[0]
         for layer in sorted(self.layers, key=lambda layer: layer != first):
@@ -217,22 +209,6 @@ def attention(run: Run, *, row: int = 0, selection: Selection | None = None) -> 
             'capture=("q_rot", "k_rot"))).'
         )
     return Attention(run, row, selection)
-
-
-def pooled_matrix(
-    values: np.ndarray, shape: tuple[int, ...], pool: str
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Cells and their edges, cut as `numpy.array_split` cuts; of what is here already."""
-    edges = [
-        np.array([part[0] for part in np.array_split(np.arange(size), min(cells, size))] + [size])
-        for size, cells in zip(values.shape, shape, strict=True)
-    ]
-    reduce = np.maximum if pool == "max" else np.add
-    found = reduce.reduceat(values, edges[0][:-1], axis=0)
-    found = reduce.reduceat(found, edges[1][:-1], axis=1)
-    if pool == "mean":
-        found = found / np.outer(*map(np.diff, edges))
-    return found, edges[0], edges[1]
 
 
 @jax.jit

@@ -78,7 +78,9 @@ BEFORE = {
     "logprob": Measure(
         "logprob", "log-probability", "nats", "ln p of the token, given what stands before it"
     ),
-    "rank": Measure("rank", "rank", "", "how many tokens the model held likelier: 0 is its first choice"),
+    "rank": Measure(
+        "rank", "rank", "", "how many tokens the model held likelier: 0 is its first choice"
+    ),
     "entropy": Measure(
         "entropy", "entropy", "nats", "−Σ p ln p: how undecided the model was before the token"
     ),
