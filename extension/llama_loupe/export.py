@@ -18,7 +18,7 @@ from llama_loupe.wire import dumped, name_of, pack
 
 __all__ = ["export", "page"]
 
-LARGE = 20 * 2**20
+LARGE = 20e6
 # Answers to what a page may ask are written into the file until they take so much.
 ANSWERS = 8 * 2**20
 

@@ -92,6 +92,10 @@ class View:
 
         return LoupeWidget(self)
 
+    def _display_(self) -> Any:
+        """What marimo shows."""
+        return self.widget
+
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         made = self.widget._repr_mimebundle_(**kwargs)
         data, metadata = made if isinstance(made, tuple) else (made, {})

@@ -1,0 +1,125 @@
+"""A run on one page, and which view a value is shown by."""
+
+import sys
+
+import pytest
+from IPython.core.interactiveshell import InteractiveShell
+
+import llama_loupe as loupe
+from llama_jax import Llama, analysis
+from llama_loupe.showing import VIEWS, view_of
+from llama_loupe.view import ViewError
+from llama_loupe.views.page import EVERYTHING
+
+TEXT = "When Mary and John went to"
+
+
+@pytest.fixture(scope="module")
+def llama():
+    return Llama.from_pretrained("cria")
+
+
+@pytest.fixture(scope="module")
+def run(llama):
+    return llama.run(TEXT, capture=EVERYTHING)
+
+
+@pytest.fixture
+def shell():
+    ip = InteractiveShell.instance()
+    yield ip
+    loupe.unload_ipython_extension(ip)
+    InteractiveShell.clear_instance()
+
+
+def test_a_page_has_all_that_was_captured_with_one_selection(run):
+    page = loupe.page(run)
+    assert [place for place, _ in page.views] == [
+        "tokens",
+        "attention",
+        "lens",
+        "attribution",
+        "residual",
+    ]
+    assert not page.missing
+    assert {id(view.selection) for view in page.children} == {id(page.selection)}
+    assert page.selection.token == int(run.lengths[0]) - 1
+    payload, buffers = page.packed()
+    assert [child["view"] for child in payload["children"]][:3] == ["tokens", "attention", "lens"]
+    assert sum(map(len, buffers)) < 100_000
+
+
+def test_what_is_missing_is_named_with_the_code_that_captures_it(llama):
+    page = loupe.page(llama.run(TEXT))
+    assert [place for place, _ in page.views] == ["tokens"]
+    assert page.missing == ["attention", "lens", "attribution", "residual"]
+    code = page.payload()["code"]
+    names: dict[str, object] = {"llama": llama, "prompt": TEXT}
+    exec(code, names)
+    assert not loupe.page(names["run"]).missing
+
+
+def test_a_question_finds_the_view_that_it_is_for(run):
+    page = loupe.page(run)
+    assert page.at([1]) is page.children[1]
+    for path in ([9], [-1], ["0"], [1, 0]):
+        with pytest.raises(ViewError, match="no view at"):
+            page.at(path)
+
+
+def test_a_run_without_its_llama_shows_what_it_can(run, tmp_path):
+    from llama_jax import Run
+
+    run.save(tmp_path / "x.run")
+    page = loupe.page(Run.load(tmp_path / "x.run"))
+    assert "attention" in dict(page.views) and "lens" in page.missing
+
+
+def test_every_kind_of_thing_has_its_view(llama, run):
+    shown = {
+        "page": run,
+        "tokens": llama.generate(TEXT, 4),
+        "weights": llama,
+        "lens": analysis.logit_lens(run),
+        "compare": analysis.compare(run, run),
+        "result": analysis.head_scores(llama),
+    }
+    for name, value in shown.items():
+        view = view_of(value)
+        assert view is not None and view.text(), name
+        assert view.name == name or name == "compare"
+    assert view_of({"a": 1}) is None and view_of(llama.model) is None
+
+
+def test_a_cell_that_ends_in_a_run_shows_a_widget_a_picture_and_text(shell, run):
+    loupe.load_ipython_extension(shell)
+    data, _ = shell.display_formatter.format(run)
+    assert {"application/vnd.jupyter.widget-view+json", "image/png", "text/plain"} <= {*data}
+    assert "attention: " in data["text/plain"] and "text/html" not in data
+
+
+def test_unloading_takes_the_views_away(shell, run):
+    before = {*shell.display_formatter.mimebundle_formatter.type_printers}
+    loupe.load_ipython_extension(shell)
+    loupe.unload_ipython_extension(shell)
+    assert {*shell.display_formatter.mimebundle_formatter.type_printers} == before
+    assert not {*VIEWS} & before
+
+
+def test_show_prints_where_there_is_no_notebook(run, capsys):
+    loupe.show("a run:", run, {"a": 1})
+    said = capsys.readouterr().out
+    assert said.startswith("a run:\nRun(") and "lens: " in said and said.endswith("{'a': 1}\n")
+
+
+def test_export_takes_views_alone(run, tmp_path):
+    with pytest.raises(TypeError, match=r"such as loupe.attention\(run\), not Run"):
+        loupe.export(run, tmp_path / "x.html")
+    assert not (tmp_path / "x.html").exists()
+
+
+def test_a_large_file_is_warned_about(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules["llama_loupe.export"], "LARGE", 1000)
+    with pytest.warns(UserWarning, match="which a browser opens slowly"):
+        size = loupe.export(loupe.attention(run), tmp_path / "x.html")
+    assert size == (tmp_path / "x.html").stat().st_size
