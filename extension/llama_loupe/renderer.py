@@ -100,7 +100,9 @@ def remove(ip: InteractiveShell) -> None:
 
 
 def html(value: Any) -> str | None:
-    """What the page shows for `value`, or None for what displays itself (a widget, a plot)."""
+    """What the page shows for `value`; None for what has a view or displays itself (a plot)."""
+    if showing.maker(value) is not None:
+        return None
     if callable(own := getattr(type(value), "_repr_html_", None)):
         drawn = own(value)
     elif displays_itself(value):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+
+import jax
 
 from llama_jax import Generation, Llama, Run, analysis
 from llama_loupe.view import View
@@ -41,10 +42,15 @@ def view_of(value: Any) -> View | None:
     """The view that shows `value`; None for what Treescope shows better."""
     if isinstance(value, View):
         return value
-    for kind in type(value).__mro__:
-        if kind in VIEWS:
-            return VIEWS[kind](value)
-    return None
+    make = maker(value)
+    return None if make is None else make(value)
+
+
+def maker(value: Any) -> Callable[[Any], View] | None:
+    """What makes the view of `value`. A Llama without weights is a tree of shapes."""
+    if isinstance(value, Llama) and not isinstance(value.model.norm.weight.get_value(), jax.Array):
+        return None
+    return next((VIEWS[kind] for kind in type(value).__mro__ if kind in VIEWS), None)
 
 
 def install(ip: InteractiveShell, undo: contextlib.ExitStack) -> None:
@@ -52,11 +58,12 @@ def install(ip: InteractiveShell, undo: contextlib.ExitStack) -> None:
     assert ip.display_formatter is not None
     formatter = ip.display_formatter.mimebundle_formatter
     for kind in VIEWS:
-        formatter.for_type(kind, functools.partial(_bundle))
+        formatter.for_type(kind, _bundle)
         undo.callback(formatter.pop, kind, None)
 
 
 def _bundle(value: Any, include: Any = None, exclude: Any = None) -> Any:
     view = view_of(value)
-    assert view is not None
+    if view is None:
+        return {}, {}
     return view._repr_mimebundle_(include=include, exclude=exclude)

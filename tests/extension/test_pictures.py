@@ -20,6 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 import llama_loupe as loupe
 from llama_jax import Llama
+from llama_jax.model import Model
 from llama_loupe import arrays, pictures, renderer
 
 rng = np.random.default_rng(0)
@@ -74,13 +75,13 @@ def cells(drawn: str) -> np.ndarray:
     return np.frombuffer(base64.b64decode(data), np.float32)
 
 
-def cria() -> Llama:
-    return Llama.from_pretrained("cria")
+def cria() -> Model:
+    return Llama.from_pretrained("cria").model
 
 
 FIRST_PAINTS = {
     "cria": cria,
-    "cria's weights": lambda: nnx.to_pure_dict(nnx.state(cria().model)),
+    "cria's weights": lambda: nnx.to_pure_dict(nnx.state(cria())),
     "abstract 8B": lambda: Llama.abstract("llama-3.1-8b"),
     "abstract 8B's weights": lambda: nnx.state(Llama.abstract("llama-3.1-8b").model),
     "291 arrays": lambda: many(291),
