@@ -8,7 +8,7 @@ import pytest
 
 from llama_jax import Capture, Llama
 from llama_jax.capture import CaptureError, takes, wanted
-from llama_jax.model import forward, leaves_of
+from llama_jax.model import attention, forward, leaves_of
 from llama_jax.model.tap import Tap
 from llama_jax.plan import BudgetError
 from llama_jax.points import POINTS, resolve
@@ -95,6 +95,43 @@ def test_maps_are_pooled_without_padding(llama, full, kind, cells):
                 expected = combine(block, axis=(1, 2)) if block.size else 0
                 np.testing.assert_allclose(pooled[row, :, i, j], expected, rtol=1e-6)
     assert pooled.shape[2:] == (min(cells, 11),) * 2
+
+
+def test_maps_of_long_prompts_are_pooled_a_block_of_queries_at_a_time(llama, monkeypatch):
+    captures = [
+        Capture(("pattern", 0), reduce=("max_pool", 3)),
+        Capture(("pattern", 1), reduce=("mean_pool", 4), heads=[2, 0], dtype="bf16"),
+        Capture(("pattern", 2), reduce=("mean_pool", 64)),
+    ]
+    whole = llama.run(ROWS, captures)
+    monkeypatch.setattr(attention, "BLOCK", 4)
+    monkeypatch.setattr(attention, "LARGEST_MAP", 0)
+    jax.clear_caches()
+    blocks = llama.run(ROWS, captures)
+    np.testing.assert_array_equal(blocks["pattern", 0], whole["pattern", 0])
+    for layer in (1, 2):
+        one, other = (np.asarray(x["pattern", layer], np.float32) for x in (blocks, whole))
+        assert one.shape == other.shape
+        np.testing.assert_allclose(one, other, rtol=1e-2 if layer == 1 else 1e-6, atol=1e-7)
+    assert blocks["pattern", 1].dtype == whole["pattern", 1].dtype
+    close(blocks.logits, whole.logits)
+    leaves, structure = leaves_of(llama.model)
+    tokens = np.zeros((1, 12), np.int32)
+
+    def lowered(capture) -> str:
+        kept = takes(wanted(capture, 3), llama.config, np.array([12]))
+        taps = {name: Tap((), take) for name, take in kept.items()}
+
+        def program(leaves, tokens, lengths):
+            model = jax.tree.unflatten(structure, leaves)
+            return forward(model, tokens, lengths, taps=taps).captured
+
+        return jax.jit(program).lower(leaves, tokens, np.array([12], np.int32)).as_text()
+
+    heads = llama.config.num_attention_heads
+    assert f"1x{heads}x12x12xf32" not in lowered(captures[0])
+    assert f"1x{heads}x12x12xf32" in lowered(("pattern", 0))
+    jax.clear_caches()
 
 
 def test_masked_scores_count_for_nothing(llama, full):

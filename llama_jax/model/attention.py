@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from llama_jax.model.product import product
-from llama_jax.model.tap import NO_TAPS, Taps
+from llama_jax.model.tap import NO_TAPS, Pool, Taps
 
 __all__ = ["attend", "causal_mask"]
 
@@ -47,17 +49,22 @@ def attend(
 
     The softmax is cast to the dtype of the activations before it weighs the values, as both
     references do; the point `pattern` is that tensor. Whole maps are made where somebody wants to
-    see or change one, and where they are small.
+    see or change one, and where they are small; one that is pooled is pooled block by block.
     """
     batch, queries, heads, _ = q.shape
     devices = 1 if taps.mesh is None else taps.mesh.size
     scores = batch * heads * queries * k.shape[1] // devices
     if queries > 1:  # each device has some of the queries, and needs all keys
         k, v = taps.shard(k, "B S K H"), taps.shard(v, "B S K H")
-    if taps.wants("scores") or taps.wants("pattern"):
+    large = queries > BLOCK and scores > LARGEST_MAP
+    pool = taps.pool("pattern") if large and not taps.wants("scores") else None
+    if pool is not None:
+        z, pooled = _by_queries(q, k, v, mask, taps, pool)
+        taps.keep("pattern", pooled)
+    elif taps.wants("scores") or taps.wants("pattern"):
         z = _attend(q, k, v, mask, taps)
-    elif queries > BLOCK and scores > LARGEST_MAP:
-        z = _by_queries(q, k, v, mask, taps)
+    elif large:
+        z, _ = _by_queries(q, k, v, mask, taps)
     elif batch > 1 and queries > 1 and scores > CACHED_MAP and devices == 1:
         z = jax.lax.platform_dependent(q, k, v, mask, cpu=_by_rows, default=_whole)
     else:
@@ -65,7 +72,10 @@ def attend(
     return taps("z", z)
 
 
-def _by_queries(q: Array, k: Array, v: Array, mask: Array, taps: Taps) -> Float[Array, "B T N H"]:
+def _by_queries(
+    q: Array, k: Array, v: Array, mask: Array, taps: Taps, pool: Pool | None = None
+) -> tuple[Float[Array, "B T N H"], Array | None]:
+    """A block of queries at a time; also the pooled pattern, where a `pool` is given."""
     batch, queries, heads, size = q.shape
     # Each block has queries of every device that shares out the positions.
     parts = 1 if taps.mesh is None else taps.mesh.shape["sequence"]
@@ -82,10 +92,21 @@ def _by_queries(q: Array, k: Array, v: Array, mask: Array, taps: Taps) -> Float[
         )
         return x.reshape(-1, batch, parts * block, *x.shape[4:])
 
-    one = jax.checkpoint(lambda block: _attend(block[0], k, v, block[1], taps))
-    z = jax.lax.map(one, (by_block(q, False), by_block(mask, True)))
+    def one(block: tuple[Array, Array]) -> tuple[Array, Array | None]:
+        if pool is None:
+            return _attend(block[0], k, v, block[1], taps), None
+        found: list[Array] = []
+        z = _attend(block[0], k, v, block[1], taps, lambda x: found.append(pool.over_keys(x)))
+        return z, found[0]
+
+    blocks = (by_block(q, False), by_block(mask, True))
+    z, pooled = jax.lax.map(jax.checkpoint(one), blocks)
+    if pool is not None:
+        pooled = jnp.moveaxis(pooled, 0, 2).reshape(*pooled.shape[1:3], -1, pooled.shape[-1])
+        pooled = pool.over_queries(pooled[:, :, :queries], q.dtype)
     z = z.reshape(-1, batch, parts, block, heads, size).transpose(1, 2, 0, 3, 4, 5)
-    return z.reshape(batch, parts, -1, heads, size)[:, :, : queries // parts].reshape(q.shape)
+    z = z.reshape(batch, parts, -1, heads, size)[:, :, : queries // parts].reshape(q.shape)
+    return z, pooled
 
 
 def _whole(q: Array, k: Array, v: Array, mask: Array) -> Float[Array, "B T N H"]:
@@ -107,6 +128,7 @@ def _attend(
     v: Float[Array, "B S K H"],
     mask: Bool[Array, "B T S"],
     taps: Taps,
+    see: Callable[[Float[Array, "B N T S"]], None] | None = None,
 ) -> Float[Array, "B T N H"]:
     batch, queries, heads, size = q.shape
     groups = k.shape[2]
@@ -120,7 +142,9 @@ def _attend(
     if taps.wants("scores"):
         scores = taps("scores", scores, readable, -jnp.inf)
     pattern = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
-    if taps.wants("pattern"):
+    if see is not None:
+        see(pattern)
+    elif taps.wants("pattern"):
         pattern = taps("pattern", pattern, readable, 0)
     by_group = pattern.reshape(batch, groups, heads // groups, queries, -1)
     z = product("BKGTS,BSKH->BKGTH", by_group, v).transpose(0, 3, 1, 2, 4)

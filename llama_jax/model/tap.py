@@ -28,6 +28,7 @@ __all__ = [
     "Edit",
     "EditError",
     "Mean",
+    "Pool",
     "Put",
     "Reduce",
     "Take",
@@ -277,6 +278,19 @@ class Taps:
         """Whether anything is asked of `name`: what exists only for that is made only then."""
         return self._prefix + name in self._taps
 
+    def pool(self, name: str) -> Pool | None:
+        """What pools `name`, where that is all that is asked of it: it can be made in parts."""
+        tap = self._taps.get(self._prefix + name)
+        if tap is None or tap.edits or tap.take is None or self._layout is not None:
+            return None
+        reduce = tap.take.reduce
+        pools = isinstance(reduce, tuple) and reduce[0] != "topk"
+        return Pool(tap.take, self._lengths) if pools and tap.take.positions is None else None
+
+    def keep(self, name: str, value: Any) -> None:
+        """Captures `value`, which was made in parts, as what was asked of `name`."""
+        self.captured[self._prefix + name] = value
+
     def edits(self, name: str) -> bool:
         """Whether `name` is changed."""
         tap = self._taps.get(self._prefix + name)
@@ -345,6 +359,44 @@ def _pooled(
         total = gather(jnp.where(seen, x, 0).astype(wide(x.dtype)), jnp.sum)
         pooled = jnp.where(counts > 0, total / jnp.maximum(counts, 1), -jnp.inf)
     return jnp.where(gather(real, jnp.any), pooled, 0).astype(x.dtype)
+
+
+class Pool(NamedTuple):
+    """What `Take` does with a whole pattern, done to a block of its queries at a time.
+
+    Queries and keys are the same positions. Largest values are those of the whole; means are sums
+    in another order.
+    """
+
+    take: Take
+    lengths: Int[Array, " B"]
+
+    @property
+    def _rule(self) -> tuple[Callable[..., Array], float]:
+        assert isinstance(self.take.reduce, tuple)
+        return (jnp.max, -jnp.inf) if self.take.reduce[0] == "max_pool" else (jnp.sum, 0.0)
+
+    def over_keys(self, block: Float[Array, "B N t S"]) -> Float[Array, "B N t n"]:
+        if self.take.heads is not None:
+            block = jnp.take(block, np.array(self.take.heads), axis=1)
+        return self._along(block.astype(wide(block.dtype)), "S")
+
+    def over_queries(self, rows: Float[Array, "B N T n"], dtype: Any) -> Float[Array, "B N m n"]:
+        assert isinstance(self.take.reduce, tuple)
+        pooled = self._along(rows, "T")
+        if self.take.reduce[0] == "mean_pool":
+            real = (jnp.arange(rows.shape[2]) < self.lengths[:, None]).astype(pooled.dtype)
+            counts = cells(real, 1, self.take.reduce[1], jnp.sum)
+            pooled = pooled / jnp.maximum(counts[:, None, :, None] * counts[:, None, None], 1)
+        pooled = jnp.where(pooled == -jnp.inf, 0, pooled).astype(dtype)
+        return pooled if self.take.dtype is None else pooled.astype(self.take.dtype)
+
+    def _along(self, x: Array, axis: str) -> Array:
+        assert isinstance(self.take.reduce, tuple)
+        combine, nothing = self._rule
+        real = real_positions("B N T S", x, self.lengths, along=axis)
+        at = ["B", "N", "T", "S"].index(axis)
+        return cells(jnp.where(real, x, nothing), at, self.take.reduce[1], combine)
 
 
 def cells(array: Array, axis: int, most: int, combine: Callable[..., Array]) -> Array:
