@@ -60,15 +60,19 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--tokens", type=int, nargs="+", default=[128, 512, 2048, 8192])
     parser.add_argument("--large", type=int, default=1024, help="tokens of the 8B and 70B shapes")
+    parser.add_argument("--longest", type=int, default=8192, help="tokens of the 8B, pooled")
     parser.add_argument("--one-layer", type=int, default=32768, help="tokens of one layer's maps")
     args = parser.parse_args()
     rows: list[Row] = []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium.find())
-        cases = [("cria", tokens, None) for tokens in args.tokens]
-        cases += [("8B", args.large, None), ("70B", args.large, None), ("cria", args.one_layer, 1)]
-        for shape, tokens, layer in cases:
-            for row in measured(browser, shape, tokens, layer, args.repeat):
+        cases = [("cria", tokens) for tokens in args.tokens]
+        cases += [("8B", args.large), ("70B", args.large)]
+        makers = [measured(browser, *case, args.repeat) for case in cases]
+        makers.append(pooled(browser, "8B", args.longest, args.repeat))
+        makers.append(one_layer(browser, "cria", args.one_layer, args.repeat))
+        for maker in makers:
+            for row in maker:
                 rows.append(row)
                 print(said(row), file=sys.stderr, flush=True)
         browser.close()
@@ -105,25 +109,15 @@ def model(shape: str) -> Llama:
     return Llama.random(config, seed=0)
 
 
-def measured(
-    browser: Browser, shape: str, tokens: int, layer: int | None, repeat: int
-) -> Iterator[Row]:
-    llama = model(shape)
-    prompt = np.random.default_rng(0).integers(5, 500, (1, tokens))
-    points: Any = ("q_rot", "k_rot") if layer is None else [("q_rot", layer), ("k_rot", layer)]
-    run = llama.run(prompt, capture=points, logits="last")
-    name = shape if layer is None else f"{shape}, one layer"
-    yield ours(browser, name, tokens, run, repeat)
-    if layer is not None:
-        return
-    pooled = Capture("pattern", reduce=("max_pool", 64))
-    started = time.perf_counter()
-    pooled_run = llama.run(prompt, capture=pooled, logits="last")
-    jax.block_until_ready(pooled_run.logits)
-    seconds = time.perf_counter() - started
-    row = ours(browser, name, tokens, pooled_run, repeat, "ours, pooled in the forward")
-    print(f"  (the pooled forward, compiling included: {seconds:.1f} s)", file=sys.stderr)
-    yield row
+def prompt_of(tokens: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(5, 500, (1, tokens))
+
+
+def measured(browser: Browser, shape: str, tokens: int, repeat: int) -> Iterator[Row]:
+    llama, prompt = model(shape), prompt_of(tokens)
+    run = llama.run(prompt, capture=("q_rot", "k_rot"), logits="last")
+    yield ours(browser, shape, tokens, run, repeat)
+    yield from pooled(browser, shape, tokens, repeat)
     layers, heads, _ = SHAPES[shape]
     numbers = layers * heads * tokens**2
     if numbers > 5e7:  # their pages hold 20 bytes a number, and Chromium ends itself
@@ -133,6 +127,22 @@ def measured(
     texts = [str(token) for token in prompt[0]]
     for title, page in peers(patterns, texts):
         yield theirs(browser, shape, tokens, title, page, repeat)
+
+
+def pooled(browser: Browser, shape: str, tokens: int, repeat: int) -> Iterator[Row]:
+    started = time.perf_counter()
+    capture = Capture("pattern", reduce=("max_pool", 64))
+    run = model(shape).run(prompt_of(tokens), capture=capture, logits="last")
+    jax.block_until_ready(run.logits)
+    seconds = time.perf_counter() - started
+    print(f"  (the forward that pools, compiled: {seconds:.1f} s)", file=sys.stderr)
+    yield ours(browser, shape, tokens, run, repeat, "ours, pooled in the forward")
+
+
+def one_layer(browser: Browser, shape: str, tokens: int, repeat: int) -> Iterator[Row]:
+    points = [("q_rot", 1), ("k_rot", 1)]
+    run = model(shape).run(prompt_of(tokens), capture=points, logits="last")
+    yield ours(browser, f"{shape}, one layer", tokens, run, repeat)
 
 
 def ours(
