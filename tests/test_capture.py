@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llama_jax import Capture, Llama
+from llama_jax import Capture, Llama, Replace
 from llama_jax.capture import CaptureError, takes, wanted
 from llama_jax.model import attention, forward, leaves_of
 from llama_jax.model.tap import Tap
@@ -95,6 +95,20 @@ def test_maps_are_pooled_without_padding(llama, full, kind, cells):
                 expected = combine(block, axis=(1, 2)) if block.size else 0
                 np.testing.assert_allclose(pooled[row, :, i, j], expected, rtol=1e-6)
     assert pooled.shape[2:] == (min(cells, 11),) * 2
+
+
+@pytest.mark.parametrize("block", [None, 4])
+def test_nan_in_a_cell_is_not_passed_over(llama, monkeypatch, block):
+    if block:
+        monkeypatch.setattr(attention, "BLOCK", block)
+        monkeypatch.setattr(attention, "LARGEST_MAP", 0)
+    jax.clear_caches()
+    broken = Replace(("k_rot", 1), lambda k: k.at[:, 6].set(np.nan))
+    capture = Capture(("pattern", 1), reduce=("max_pool", 3))
+    pooled = np.asarray(llama.run(ROWS[:1], capture, edits=broken)["pattern", 1])
+    assert np.isnan(pooled[0, :, 1:]).all()  # queries 4 to 10: number 6 and later read it
+    assert np.isfinite(pooled[0, :, 0]).all()
+    jax.clear_caches()
 
 
 def test_maps_of_long_prompts_are_pooled_a_block_of_queries_at_a_time(llama, monkeypatch):

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from llama_loupe.view import View, ViewError
+from llama_loupe.view import View
 from llama_loupe.widget import STATIC
 from llama_loupe.wire import dumped, name_of, pack
 
@@ -55,7 +55,7 @@ def page(view: View) -> str:
     for path, what, arguments in _questions(view):
         try:
             found = view.at(path).answer(what, arguments)
-        except ViewError:
+        except (ValueError, LookupError):  # the page says why, as it does in a notebook
             continue
         more: list[bytes] = []
         body = pack(found, more)

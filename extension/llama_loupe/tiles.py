@@ -20,7 +20,7 @@ from jax.sharding import SingleDeviceSharding
 from llama_loupe.arrays import cuts
 from llama_loupe.view import ViewError, integer, one_of
 
-__all__ = ["POOLS", "TILE", "Matrix", "Span", "Tile", "asked", "tile"]
+__all__ = ["POOLS", "TILE", "Matrix", "Span", "Tile", "asked", "even", "tile", "whole"]
 
 TILE = 256  # cells along a side of a tile
 POOLS = ("max", "mean")
@@ -151,6 +151,25 @@ def asked(
         integer(arguments, "columns", TILE + 1, 1),
     )
     return spans[0], spans[1], cells, one_of(arguments, "pool", POOLS)
+
+
+def even(span: int, most: int) -> int:
+    """How many cells, at most `most`, make almost all of them equally long.
+
+    Of two lengths half and half the longer cells have the larger maxima, and a border would be
+    seen that is not there. `frontend/src/grid.ts` counts likewise.
+
+    >>> even(400, 256), even(401, 256), even(10, 256)
+    (200, 201, 10)
+    """
+    return -(-span // -(-span // most))
+
+
+def whole(shape: Sequence[int]) -> dict[str, Any]:
+    """The window, the cells and the pool with which a page first asks for a matrix."""
+    height, width = shape
+    window = {"top": 0, "left": 0, "bottom": height, "right": width}
+    return {**window, "rows": even(height, TILE), "columns": even(width, TILE), "pool": "max"}
 
 
 def _by_numpy(both: list[Matrix], edges: list[np.ndarray], pool: str) -> np.ndarray:

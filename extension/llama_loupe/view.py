@@ -7,8 +7,9 @@ carries messages and does nothing else (`widget.py`).
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+import threading
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 
@@ -16,7 +17,9 @@ from llama_loupe import image
 from llama_loupe.selection import Selection
 from llama_loupe.wire import pack
 
-__all__ = ["Question", "View", "ViewError"]
+__all__ = ["Kept", "Question", "View", "ViewError", "f32", "integer", "one_of"]
+
+T = TypeVar("T")
 
 # A question that a page may ask of a view: what, and with which arguments.
 Question = tuple[str, Mapping[str, Any]]
@@ -32,16 +35,23 @@ class View:
     #: The name under which the page knows how to draw it.
     name: ClassVar[str]
 
-    def __init__(self, title: str, selection: Selection | None = None) -> None:
+    def __init__(
+        self, title: str, selection: Selection | None = None, row: int | None = None
+    ) -> None:
         self.title = title
         self.selection = Selection() if selection is None else selection
+        if row is not None:  # that of the batch which the view shows
+            self.selection.row = row
 
     def data(self) -> dict[str, Any]:
         """What the page draws at first: JSON values and NumPy arrays, bounded by a screen."""
         return {}
 
     def answer(self, what: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """What the page asks for later; any argument may come from anywhere, so all are checked."""
+        """What the page asks for later; any argument may come from anywhere, so all are checked.
+
+        Called in a thread of the widget's, while another runs cells.
+        """
         raise ViewError(f"{type(self).__name__} has no {what!r}.")
 
     def questions(self) -> Iterator[Question]:
@@ -101,12 +111,32 @@ class View:
         data, metadata = made if isinstance(made, tuple) else (made, {})
         data = {**(data or {}), "text/plain": self.text()}
         cells = self.cells()
-        if cells is not None:
+        if cells is not None and cells.values.size:
             data["image/png"] = image.png(cells)
         return data, metadata
 
     def __repr__(self) -> str:
         return self.text()
+
+
+class Kept(Generic[T]):
+    """The last `most` of what was computed, for threads to share; computed twice at the worst."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._found: dict[Hashable, T] = {}
+        self._lock = threading.Lock()
+
+    def get(self, key: Hashable, compute: Callable[[], T]) -> T:
+        with self._lock:
+            if key in self._found:
+                return self._found[key]
+        made = compute()
+        with self._lock:
+            self._found[key] = made
+            if len(self._found) > self._most:
+                del self._found[next(iter(self._found))]
+        return made
 
 
 def integer(arguments: Mapping[str, Any], name: str, stop: int, start: int = 0) -> int:

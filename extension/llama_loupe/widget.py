@@ -11,12 +11,13 @@ import concurrent.futures
 import logging
 import pathlib
 import threading
+import weakref
 from typing import Any
 
 import anywidget
 import traitlets
 
-from llama_loupe.view import View
+from llama_loupe.view import View, ViewError
 from llama_loupe.wire import pack
 
 __all__ = ["LoupeWidget"]
@@ -39,24 +40,40 @@ class LoupeWidget(anywidget.AnyWidget):
     def __init__(self, view: View) -> None:
         payload, buffers = view.packed()
         super().__init__(payload=payload, buffers=buffers)
-        self.view = view
+        # ipywidgets holds every widget for ever. The view, and the arrays that it shows, are held
+        # while a page shows it, and before one does.
+        self._view = weakref.ref(view)
+        self._held: View | None = view
+        self._pages = 0
         self._questions: dict[str, dict[str, Any]] = {}
         self._lock = threading.Lock()
         self.on_msg(self._heard)
         view.selection.observe(self._chosen)
 
+    @property
+    def view(self) -> View:
+        """What it shows. Raises `ViewError` when nothing holds that any more."""
+        view = self._view()
+        if view is None:
+            raise ViewError("This view was closed, and what it showed let go: run the cell again.")
+        return view
+
     def _heard(self, _: Any, message: Any, buffers: Any) -> None:
         """From the page, in any thread."""
         if not isinstance(message, dict):
             return
-        if message.get("kind") == "ask":
+        kind = message.get("kind")
+        if kind == "ask":
             with self._lock:
                 self._questions[str(message.get("slot"))] = message
             _WORKER.submit(self._answer)
-        elif message.get("kind") == "select":
-            self.view.selection.choose(message)
-        elif message.get("kind") == "hello":
-            self._tell()
+        elif kind in ("hello", "bye"):
+            self._pages = max(0, self._pages + (1 if kind == "hello" else -1))
+            self._held = self._view() if self._pages else None
+            if kind == "hello":
+                self._tell()
+        elif kind == "select" and (view := self._view()) is not None:
+            view.selection.choose(message)
 
     def _answer(self) -> None:
         with self._lock:
@@ -71,13 +88,15 @@ class LoupeWidget(anywidget.AnyWidget):
             content["body"] = pack(found, buffers)
         except Exception as error:  # the page says it; nobody else would
             LOG.debug("a page's question failed", exc_info=True)
-            content["error"] = f"{type(error).__name__}: {error}"
+            known = isinstance(error, ValueError | LookupError) and error.args
+            content["error"] = str(error.args[0]) if known else f"{type(error).__name__}: {error}"
             buffers = []
         self.send(content, buffers)
 
     def _chosen(self, change: Any) -> None:
-        if not self.view.selection.from_page:
+        if not change.owner.from_page:
             self._tell()
 
     def _tell(self) -> None:
-        self.send({"kind": "selected", "chosen": self.view.selection.chosen})
+        if (view := self._view()) is not None:
+            self.send({"kind": "selected", "chosen": view.selection.chosen})

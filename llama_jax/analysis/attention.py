@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 from llama_jax.analysis.needs import a_run, held, need, numbered, pieces_of
 from llama_jax.analysis.results import Result
 from llama_jax.model.product import product, wide
+from llama_jax.model.tap import largest
 from llama_jax.run import Run
 
 __all__ = ["AttentionMap", "attention_map"]
@@ -170,13 +171,13 @@ def _tile(
         readable = (positions <= query) & (positions < length)
         pattern = jax.nn.softmax(jnp.where(readable, scores, -jnp.inf)).astype(wide(q.dtype))
         chosen = jnp.where(inside, pattern[keys.reshape(-1)], 0).reshape(keys.shape)
-        return jnp.max(chosen, axis=1) if pool == "max" else jnp.sum(chosen, axis=1)
+        return largest(chosen, axis=1) if pool == "max" else jnp.sum(chosen, axis=1)
 
     at_once = max(1, PAIRS_AT_ONCE // (k.shape[1] + keys.size))
     flat = queries.reshape(-1)
     found = jax.lax.map(cells, jnp.maximum(flat, 0), batch_size=min(at_once, flat.size))
     found = jnp.where(flat[:, None] >= 0, found, 0).reshape(*queries.shape, -1)
     if pool == "max":
-        return jnp.max(found, axis=1)
+        return largest(found, axis=1)
     counts = jnp.sum(queries >= 0, axis=1)[:, None] * jnp.sum(keys >= 0, axis=1)
     return jnp.sum(found, axis=1) / counts

@@ -37,6 +37,7 @@ __all__ = [
     "TopK",
     "along",
     "cells",
+    "largest",
     "real_positions",
     "treats_positions_alike",
 ]
@@ -353,12 +354,17 @@ def _pooled(
         return array
 
     if kind == "max_pool":
-        pooled = gather(jnp.where(seen, x, -jnp.inf), jnp.max)
+        pooled = gather(jnp.where(seen, x, -jnp.inf), largest)
     else:
         counts = gather(seen.astype(jnp.int32), jnp.sum)
         total = gather(jnp.where(seen, x, 0).astype(wide(x.dtype)), jnp.sum)
         pooled = jnp.where(counts > 0, total / jnp.maximum(counts, 1), -jnp.inf)
     return jnp.where(gather(real, jnp.any), pooled, 0).astype(x.dtype)
+
+
+def largest(x: Array, axis: int) -> Array:
+    """The maximum along an axis, NaN where there is one: XLA's on a CPU passes NaN over."""
+    return jnp.where(jnp.any(jnp.isnan(x), axis=axis), jnp.nan, jnp.max(x, axis=axis))
 
 
 class Pool(NamedTuple):
@@ -374,7 +380,7 @@ class Pool(NamedTuple):
     @property
     def _rule(self) -> tuple[Callable[..., Array], float]:
         assert isinstance(self.take.reduce, tuple)
-        return (jnp.max, -jnp.inf) if self.take.reduce[0] == "max_pool" else (jnp.sum, 0.0)
+        return (largest, -jnp.inf) if self.take.reduce[0] == "max_pool" else (jnp.sum, 0.0)
 
     def over_keys(self, block: Float[Array, "B N t S"]) -> Float[Array, "B N t n"]:
         if self.take.heads is not None:

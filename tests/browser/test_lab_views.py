@@ -10,7 +10,7 @@ import nbformat
 import pytest
 from playwright.sync_api import Page
 
-from tests.browser.lab import NOTEBOOK, LabPage, environment
+from tests.browser.lab import IDLE, NOTEBOOK, LabPage, environment
 from tests.browser.test_lab import write
 
 OPEN = """
@@ -94,6 +94,30 @@ def test_a_view_comes_back_after_a_reload(lab):
     lab.page.locator(".loupe-atlas canvas").press("ArrowDown")
     title(lab.page, 2, 0).wait_for()
     drawn(lab.page)
+
+
+def test_a_view_that_only_the_page_holds_lives_as_long_as_the_page(lab):
+    show = "import weakref\nown = llama.run('One day', capture=('q_rot', 'k_rot'))\n"
+    show += "seen = [*globals().get('seen', ()), weakref.ref(own)]\nloupe.show(own)\ndel own"
+    alive = "import gc; gc.collect(); print([one() is not None for one in seen])"
+    opened(lab, "held", show, alive)
+    for _ in range(3):
+        lab.run_cell(2)
+        lab.page.locator(".loupe-page .loupe-atlas canvas").wait_for(state="visible")
+    lab.page.wait_for_timeout(300)
+    lab.run_cell(3)
+    assert lab.text(3).strip() == "[False, False, True]"
+    lab.command("docmanager:save")
+    lab.page.reload()
+    lab.page.wait_for_function("() => !!window.jupyterapp")
+    lab.page.evaluate("() => window.jupyterapp.restored")
+    atlas = lab.page.locator(".loupe-page .loupe-atlas canvas")
+    atlas.wait_for(state="visible")
+    lab.page.wait_for_function(IDLE)
+    atlas.press("ArrowDown")
+    lab.page.locator(
+        ".loupe-page [aria-label^='Attention of layer 1'][aria-label*='Largest']"
+    ).wait_for()
 
 
 def test_a_second_tab_shows_the_same_view(lab):

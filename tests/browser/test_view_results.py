@@ -132,11 +132,11 @@ def test_a_strong_entry_is_found_wherever_it_is(page: Page):
 def test_bars_are_chosen_by_keyboard_and_by_clicking(page: Page):
     values = normal(15).at[4].set(jnp.nan)
     show(page, result(Result(values, ("position",), title="loss")))
-    canvas = page.locator(".loupe-bars canvas")
+    canvas = page.locator(".loupe-chart canvas")
     canvas.focus()
     canvas.press("Home")
     canvas.press("ArrowRight")
-    said = page.locator(".loupe-bars .loupe-status")
+    said = page.locator(".loupe-chart .loupe-status")
     expect(said).to_have_text(re.compile("^position 1: loss .* · 1 not finite"))
     assert np.float32(said.inner_text().split()[3].replace("−", "-")) == values[1]
     assert selected(page) == {"kind": "select", "token": 1}
@@ -182,7 +182,7 @@ def test_the_stream_at_a_position_is_told_part_by_part(page: Page, run):
     page.locator("select").first.select_option("projection on the final stream")
     shares = [np.float32(row.split()[3].replace("−", "-")) for row in rows.all_inner_texts()]
     assert sum(shares) == pytest.approx(1, abs=1e-5)
-    bars = page.locator(".loupe-bars canvas")
+    bars = page.locator(".loupe-chart canvas")
     bars.press("End")
     assert selected(page)["layer"] == 3
 

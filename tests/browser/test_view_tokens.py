@@ -60,6 +60,21 @@ def test_a_token_tells_its_exact_number_and_what_was_likely_in_its_place(page, r
     expect(page.locator(".loupe-expected")).to_contain_text(text)
 
 
+@pytest.mark.parametrize("width", [700, 1200])
+def test_the_list_has_its_room_from_the_start(page: Page, run: Run, width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 900})
+    view = tokens(run)
+    show(page, view)
+    place = page.locator(".loupe-expected")
+    expect(place).to_contain_text(f"Before token {view.length - 1} “ to”")
+    heights = set()
+    for at in (5, 0, 12):
+        page.locator(".loupe-text button").nth(at).hover()
+        expect(place).to_contain_text("first token" if at == 0 else f"Before token {at} ")
+        heights.add(place.bounding_box()["height"])
+    assert len(heights) == 1 and heights.pop() < 250
+
+
 def test_keys_move_and_choosing_selects_for_all(page: Page, run: Run) -> None:
     view = tokens(run, selection=Selection(token=2, layer=1))
     show(page, view)

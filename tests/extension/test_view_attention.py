@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from llama_jax import Ablate, Capture, Llama, analysis
+from llama_jax import Ablate, Capture, Llama, Replace, analysis
 from llama_loupe import Selection, attention, export, image
 from llama_loupe.view import ViewError
 
@@ -44,15 +44,16 @@ def tile(view, layer, head, queries, keys, cells, pool="max"):
 
 @pytest.mark.parametrize("source", ["run", "queries_and_keys"])
 def test_the_atlas_holds_the_largest_probability_of_every_cell(source, request, run):
-    view = attention(request.getfixturevalue(source))
-    length, atlas = view.length, view.data()["atlas"]
-    assert atlas.shape == (4, 8, 64, 64) and atlas.dtype == np.uint8
+    data = attention(request.getfixturevalue(source)).data()
+    atlas, cuts = data["atlas"], data["cuts"]
+    n = len(cuts) - 1
+    assert atlas.shape == (4, 8, n, n) and atlas.dtype == np.uint8 and 32 <= n <= 64
+    assert cuts[-1] == data["length"] and np.ptp(np.diff(cuts)[:-2]) == 0  # no false borders
     pattern = np.asarray(run["pattern", 2])[0, 3]
-    cuts = [0, *np.cumsum([len(part) for part in np.array_split(np.arange(length), 64)])]
-    for i, j in ((0, 0), (63, 0), (40, 13), (63, 63)):
+    for i, j in ((0, 0), (n - 1, 0), (20, 13), (n - 1, n - 1)):
         most = pattern[cuts[i] : cuts[i + 1], cuts[j] : cuts[j + 1]].max()
-        # One code is 1/255 of the square root, and rounded up: what is a little is not nothing.
-        assert 0 <= atlas[2, 3, i, j] / 255 - np.sqrt(most) < 1 / 255 + 1e-3
+        # One code is 1/254 of the square root, and rounded up: what is a little is not nothing.
+        assert -1e-6 <= atlas[2, 3, i, j] / 254 - np.sqrt(most) < 1 / 254 + 1e-3
 
 
 @pytest.mark.parametrize("source", ["run", "queries_and_keys"])
@@ -78,7 +79,7 @@ def test_a_planted_cell_is_found_at_every_zoom(llama, run):
     planted = llama.run([TEXT, "Once upon a time"], capture="pattern")
     planted.captured["layers.1.self_attn.pattern"] = pattern
     view = attention(planted)
-    assert view.data()["atlas"][1, 6].max() == np.ceil(255 * np.sqrt(0.875))
+    assert view.data()["atlas"][1, 6].max() == np.ceil(254 * np.sqrt(0.875))
     low, high = 0, length
     while high - low > 1:
         for cells in (1, 3, 16):
@@ -94,7 +95,7 @@ def test_a_row_of_a_batch_has_its_own_length_and_tokens(queries_and_keys):
     data = attention(queries_and_keys, row=-1).data()
     assert data["length"] == 5 and data["atlas"].shape == (4, 8, 5, 5)
     assert data["tokens"][1:] == ["Once", " upon", " a", " time"]
-    with pytest.raises(IndexError, match="Row 2; this run has 2"):
+    with pytest.raises(IndexError, match="Row 2; this Run has 2"):
         attention(queries_and_keys, row=2)
 
 
@@ -108,7 +109,40 @@ def test_maps_pooled_in_the_forward_make_an_atlas(llama, run):
     assert abs(int(whole.max()) - int(data["atlas"].max())) <= 1
     with pytest.raises(ViewError):
         tile(view, 0, 0, (0, 4), (0, 4), 4)
-    assert list(view.questions()) == []
+    assert [what for what, _ in view.questions()] == ["pooled"] * 32
+
+
+@pytest.mark.parametrize("row", [0, 1])
+def test_pooled_maps_are_exact_and_end_where_their_row_does(llama, run, row):
+    texts = ["One day", "When Mary and John went to the market, John gave a basket to"]
+    pooled = llama.run(texts, capture=Capture("pattern", reduce=("max_pool", 8)))
+    whole = np.asarray(llama.run(texts, capture="pattern")["pattern", 1])[row, 6]
+    view = attention(pooled, row=row)
+    data, found = view.data(), view.answer("pooled", {"layer": 1, "head": 6})
+    edges = found["rows"]
+    assert edges[-1] == view.length and edges.tolist() == found["columns"].tolist()
+    for i, j in np.ndindex(found["values"].shape):
+        cell = whole[edges[i] : edges[i + 1], edges[j] : edges[j + 1]]
+        assert found["values"][i, j] == cell.max()
+    codes = np.ceil(254 * np.sqrt(found["values"]))
+    np.testing.assert_array_equal(data["atlas"][1, 6], codes)
+    np.testing.assert_array_equal(data["cuts"], edges)
+
+
+def test_nan_is_not_nothing(llama):
+    broken = llama.run(
+        TEXT, capture=("q_rot", "k_rot"), edits=Replace(("q_rot", 2), lambda q: q * np.nan)
+    )
+    view = attention(broken)
+    atlas = view.data()["atlas"]
+    assert (atlas[2].diagonal(axis1=1, axis2=2) == 255).all() and atlas[1].max() <= 254
+    assert np.isnan(view.cells().values).any()
+
+
+def test_layers_that_are_not_shown_are_named(llama):
+    view = attention(llama.run(TEXT, capture=[("q_rot", 2), ("k_rot", 2)]))
+    assert "Not shown: layers 0, 1, 3" in view.data()["sentence"]
+    assert view.data()["scores"] == []
 
 
 def test_an_edited_pattern_is_shown_as_it_was_used(llama):

@@ -195,7 +195,7 @@ def test_bad_questions_are_refused(view, what, change):
 def test_what_cannot_be_compared_is_refused(llama, runs):
     with pytest.raises(TypeError, match="not Run and Llama"):
         compare(runs[0], llama)
-    with pytest.raises(IndexError, match="Row 2; these runs have 2"):
+    with pytest.raises(IndexError, match="Row 2; this batch has 2"):
         compare(*runs, row=2)
     with pytest.raises(ValueError, match="equal lengths"):
         compare(llama.run("Once"), llama.run(ONE))

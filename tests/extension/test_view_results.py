@@ -541,6 +541,6 @@ def test_hostile_texts_cross_as_they_are():
     )
     view = result(found)
     packed, buffers = view.packed()
-    assert packed["pieces"][0] == "</script>" and len(packed["pieces"][3]) == 300
+    assert packed["pieces"][0] == "</script>" and len(packed["pieces"][3]) == 100
     json.dumps(packed).encode()
     assert buffers

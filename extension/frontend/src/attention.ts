@@ -1,11 +1,13 @@
 // Every head's map in one atlas, one of them by zooming, and what the chosen token reads.
 
-import { type ScaleName, colourOf, colours, scaleOver } from "./colour";
+import { Atlas, GAP, GUTTER, paintCodes } from "./atlas";
+import { cleared, resized } from "./canvas";
+import { SCALES, type ScaleName, colourOf, colours, scaleOver } from "./colour";
 import { type Context, type Draw, empty } from "./context";
-import { button, choice, fill, h, number, quoted, set, visible } from "./dom";
-import { type Cells, type Window, edges, whole } from "./grid";
+import { button, choice, fill, h, number, quoted, sentence, share, visible } from "./dom";
+import { type Cells, type Window, whole } from "./grid";
 import { Heatmap, MOST_CELLS, type Pool, type Source, exactly, matrix } from "./heatmap";
-import { onTheme, themeOf } from "./theme";
+import { type Theme, onTheme, themeOf } from "./theme";
 import type { NumberArray } from "./wire";
 
 interface Payload {
@@ -14,8 +16,10 @@ interface Payload {
   groups: number;
   length: number;
   tokens: string[];
-  /** [layers, heads, n, n]: 255 times the square root of each cell's largest probability. */
+  /** [layers, heads, n, n]: 254 times the square root of each cell's largest probability, 255 for NaN. */
   atlas: NumberArray;
+  /** Where its cells begin, and the end. */
+  cuts: NumberArray;
   /** Whether single cells can be asked for; if not, what to capture. */
   detail: boolean;
   sentence: string | null;
@@ -24,6 +28,10 @@ interface Payload {
 }
 
 const MOST_READ = 12;
+
+// As `llama_loupe/views/attention.py` codes them.
+const NAN = 255;
+const probability = (code: number) => (code / 254) ** 2;
 
 export const attention: Draw = (element, context) => {
   const payload: Payload = context.payload;
@@ -58,21 +66,23 @@ export const attention: Draw = (element, context) => {
   });
   const reads = new Reads(context, payload, maps);
   right.append(name, map.element);
-  if (!payload.detail && payload.sentence) {
+  if (payload.sentence) {
     const note = h("div");
     empty(note, { sentence: payload.sentence, code: payload.code });
     right.append(note);
   }
   right.append(reads.element);
-  const atlas = new Atlas(context, payload);
+  const atlas = new Heads(context, payload);
   left.append(atlas.element);
 
+  let seen = "";
   const changed = () => {
     fill(name, `Layer ${layer}, head ${head}${payload.groups < payload.heads ? `, which reads key/value head ${kvOf(payload, head)}` : ""}`);
-    map.change(maps.source(layer, head), { label: `Attention of layer ${layer}, head ${head}` });
+    if (seen !== `${layer}.${head}`) map.change(maps.source(layer, head), { label: `Attention of layer ${layer}, head ${head}` });
+    seen = `${layer}.${head}`;
     const { token } = selection.value;
     if (token !== null && token < payload.length) map.point(token, map.column ?? token);
-    atlas.mark(layer, head);
+    atlas.point(layer, head);
     reads.show(layer, head, token);
   };
   selection.on((value, before) => {
@@ -111,7 +121,7 @@ class Maps {
   private async cells(layer: number, head: number, window: Window, rows: number, columns: number, pool: Pool, slot = "tile"): Promise<Cells> {
     const { payload, context } = this;
     const { length } = payload;
-    if (!payload.detail) return this.thumbnail(layer, head);
+    if (!payload.detail) return this.pooled(layer, head);
     const key = `${layer}.${head}`;
     const known = this.exact.get(key);
     if (known) return matrix(known, length)(window, rows, columns, pool);
@@ -125,12 +135,10 @@ class Maps {
     return found;
   }
 
-  private thumbnail(layer: number, head: number): Cells {
-    const { atlas, length, layers, heads } = this.payload;
-    const n = atlas.shape[2];
-    const start = (layers.indexOf(layer) * heads + head) * n * n;
-    const cuts = edges(0, length, n);
-    return { rows: cuts, columns: cuts, values: Float32Array.from(atlas.data.subarray(start, start + n * n), (code) => (code / 255) ** 2) };
+  /** What the forward pass made of it. */
+  private async pooled(layer: number, head: number): Promise<Cells> {
+    const tile = await this.context.ask("pooled", { layer, head });
+    return { rows: tile.rows.data, columns: tile.columns.data, values: tile.values.data };
   }
 
   /** What one query reads: a probability for each key. */
@@ -158,9 +166,7 @@ class Reads {
   constructor(private readonly context: Context, private readonly payload: Payload, private readonly maps: Maps) {
     this.element.append(this.title, this.canvas, this.list);
     onTheme(() => this.paint(), context.signal);
-    const observer = new ResizeObserver(() => this.paint());
-    observer.observe(this.element);
-    context.signal.addEventListener("abort", () => observer.disconnect());
+    resized(this.element, context.signal, () => this.paint());
   }
 
   async show(layer: number, head: number, query: number | null): Promise<void> {
@@ -176,27 +182,26 @@ class Reads {
     try {
       row = await this.maps.row(layer, head, query);
     } catch (error) {
-      if (asked === this.asked) fill(this.title, error instanceof Error ? error.message : String(error));
+      if (asked === this.asked) fill(this.title, sentence(error));
       return;
     }
     if (asked !== this.asked) return;
+    const broken = Array.from(row).some((weight) => !Number.isFinite(weight));
     const order = Array.from({ length: query + 1 }, (_, key) => key).sort((a, b) => row[b] - row[a] || a - b);
     const found = order.slice(0, MOST_READ).filter((key) => row[key] > 0).map((key): [number, number] => [key, row[key]]);
     const sum = found.reduce((total, [, weight]) => total + weight, 0);
-    fill(this.title, `Token ${query} ${quoted(payload.tokens[query])} reads, in layer ${layer}, head ${head} (these are ${number(Math.min(1, sum) * 100)} %):`);
+    fill(this.title, `Token ${query} ${quoted(payload.tokens[query])} reads, in layer ${layer}, head ${head} (${broken ? "NaN" : `these are ${number(Math.min(1, sum) * 100)} %`}):`);
     fill(
       this.list,
-      ...found.map(([key, weight]) => {
-        const item = h(
-            "button",
-            { class: "loupe-share", on: { click: () => this.context.select({ token: key }) }, attributes: { type: "button", title: `Choose token ${key}` } },
-            h("span", { class: "loupe-where" }, key),
-            h("span", { class: "loupe-token" }, visible(payload.tokens[key], 24)),
-            h("span", {}, exactly(Number(weight.toPrecision(4)))),
-        );
-        item.style.setProperty("--loupe-share", `${100 * weight}%`);
-        return h("li", {}, item);
-      }),
+      ...found.map(([key, weight]) =>
+        h("li", {}, share(
+          weight,
+          () => this.context.select({ token: key }),
+          h("span", { class: "loupe-where" }, key),
+          h("span", { class: "loupe-token" }, visible(payload.tokens[key], 24)),
+          h("span", {}, exactly(Number(weight.toPrecision(4)))),
+        )),
+      ),
     );
     this.drawn = { query, found };
     this.paint();
@@ -208,14 +213,8 @@ class Reads {
     canvas.style.display = drawn ? "block" : "none";
     if (!drawn || !width) return;
     const height = 72;
-    const ratio = devicePixelRatio || 1;
-    canvas.width = width * ratio;
-    canvas.height = height * ratio;
-    canvas.style.width = `${width}px`;
-    canvas.style.height = `${height}px`;
-    const context = canvas.getContext("2d")!;
+    const context = cleared(canvas, width, height);
     const theme = themeOf(this.element);
-    context.scale(ratio, ratio);
     const x = (at: number) => 8 + ((at + 0.5) * (width - 16)) / payload.length;
     const ground = height - 8;
     context.strokeStyle = theme.line;
@@ -245,253 +244,131 @@ class Reads {
   }
 }
 
-const GAP = 3;
-const GUTTER = { left: 34, top: 18 };
-
 /** One small map for every head, in rows of a layer each or in the order of a score. */
-class Atlas {
-  readonly element: HTMLElement;
-  private readonly canvas = h("canvas", { attributes: { tabindex: 0, role: "img" } });
-  private readonly status = h("div", { class: "loupe-status", attributes: { "aria-live": "polite" } });
-  private readonly frame = h("div", { class: "loupe-atlas" });
+class Heads extends Atlas {
+  private readonly largest: Uint8Array;
   private order: number[]; // numbers of heads, counted through all layers, in the order of drawing
+  private placed: number[]; // where in it each head is
   private sorted = "";
   private scores: { names: string[]; values: NumberArray } | null = null;
-  private side = 0;
   private scale: ScaleName = "sqrt";
-  private marked = 0;
-  private picture: OffscreenCanvas | null = null;
-  private largest: Uint8Array;
 
-  constructor(private readonly context: Context, private readonly payload: Payload) {
+  constructor(context: Context, private readonly payload: Payload) {
     const { layers, heads, atlas } = payload;
     const count = layers.length * heads;
+    super(context, count, `Small attention maps of ${layers.length} layers with ${heads} heads each`);
     const area = atlas.shape[2] ** 2;
-    this.order = Array.from({ length: count }, (_, i) => i);
+    this.order = this.placed = Array.from({ length: count }, (_, i) => i);
     this.largest = Uint8Array.from(this.order, (i) => {
       let most = 0;
       for (let k = i * area; k < (i + 1) * area; k++) most = Math.max(most, atlas.data[k]);
       return most;
     });
-    const scales = [["sqrt", "square root"], ["linear", "linear"], ["log", "log"]] as const;
     const sorts = [["", "layer and head"], ...payload.scores.map((name) => [name, name.replaceAll("_", " ")] as const)] as const;
-    const tools = h(
-      "div",
-      { class: "loupe-tools" },
+    fill(
+      this.tools,
       choice("order", sorts, "", (name) => void this.sort(name)),
-      choice("scale", scales, this.scale, (name) => {
+      choice("scale", SCALES, this.scale, (name) => {
         this.scale = name as ScaleName;
-        this.picture = null;
-        this.paint();
+        this.paint(true);
       }),
       button("◀", () => this.step(-1), "The head before"),
       button("▶", () => this.step(1), "The next head"),
     );
-    this.frame.append(this.canvas);
-    this.element = h("div", {}, tools, this.frame, this.status);
-    this.listen();
   }
 
-  mark(layer: number, head: number): void {
-    this.marked = this.payload.layers.indexOf(layer) * this.payload.heads + head;
-    this.paint();
-    fill(this.status, this.describe(this.marked));
-    const [x, y] = this.corner(this.order.indexOf(this.marked));
-    const { frame, side } = this;
-    if (y < frame.scrollTop) frame.scrollTop = y - GUTTER.top;
-    else if (y + side > frame.scrollTop + frame.clientHeight) frame.scrollTop = y + side - frame.clientHeight + GAP;
-    if (x < frame.scrollLeft) frame.scrollLeft = x - GUTTER.left;
-    else if (x + side > frame.scrollLeft + frame.clientWidth) frame.scrollLeft = x + side - frame.clientWidth + GAP;
+  point(layer: number, head: number): void {
+    this.mark(this.payload.layers.indexOf(layer) * this.payload.heads + head);
   }
 
-  private describe(number_: number): string {
+  protected describe(at: number): string {
     const { layers, heads, groups } = this.payload;
-    const head = number_ % heads;
+    const head = at % heads;
     const shared = groups < heads ? `, key/value head ${kvOf(this.payload, head)}` : "";
-    const most = `largest ≈ ${number((this.largest[number_] / 255) ** 2)}`;
-    const score = this.sorted && this.scores ? `, ${this.sorted.replaceAll("_", " ")} ${number(this.score(number_))}` : "";
-    return `Layer ${layers[Math.floor(number_ / heads)]}, head ${head}${shared}: ${most}${score}`;
+    const most = this.largest[at] === NAN ? "NaN" : `largest ≈ ${number(Number(probability(this.largest[at]).toPrecision(2)))}`;
+    const score = this.sorted && this.scores ? `, ${this.sorted.replaceAll("_", " ")} ${number(this.score(at))}` : "";
+    return `Layer ${layers[Math.floor(at / heads)]}, head ${head}${shared}: ${most}${score}`;
   }
 
-  private score(number_: number): number {
+  private score(at: number): number {
     const { names, values } = this.scores!;
-    const count = this.order.length;
-    return values.data[names.indexOf(this.sorted) * count + number_];
+    return values.data[names.indexOf(this.sorted) * this.count + at];
   }
 
   private async sort(name: string): Promise<void> {
     this.sorted = name;
-    const natural = this.order.map((_, i) => i);
+    const order = this.order.map((_, i) => i);
     if (name) {
       fill(this.status, "measuring the heads …");
       try {
         this.scores ??= await this.context.ask("scores");
       } catch (error) {
-        fill(this.status, error instanceof Error ? error.message : String(error));
+        fill(this.status, sentence(error));
         return;
       }
       const value = (i: number) => (Number.isNaN(this.score(i)) ? -Infinity : this.score(i));
-      natural.sort((a, b) => value(b) - value(a) || a - b);
+      order.sort((a, b) => value(b) - value(a) || a - b);
     }
-    this.order = natural;
-    this.picture = null;
-    this.paint();
-    fill(this.status, name ? `The highest ${name.replaceAll("_", " ")}: ${this.describe(natural[0])}` : this.describe(this.marked));
+    this.order = order;
+    this.placed = [];
+    for (const [place, at] of order.entries()) this.placed[at] = place;
+    this.paint(true);
+    fill(this.status, name ? `The highest ${name.replaceAll("_", " ")}: ${this.describe(order[0])}` : this.describe(this.marked));
+  }
+
+  protected beside(down: number, across: number): number | undefined {
+    const { count, order, payload } = this;
+    if (!Number.isFinite(down)) return order[down < 0 ? 0 : count - 1];
+    return order[this.placed[this.marked] + Math.sign(down) * payload.heads + across];
   }
 
   private step(by: number): void {
-    const at = this.order.indexOf(this.marked) + by;
-    if (at >= 0 && at < this.order.length) this.choose(this.order[at]);
+    const to = this.beside(0, by);
+    if (to !== undefined) this.choose(to);
   }
 
-  private choose(number_: number): void {
+  protected choose(at: number): void {
     const { layers, heads } = this.payload;
-    this.context.select({ layer: layers[Math.floor(number_ / heads)], head: number_ % heads });
+    this.context.select({ layer: layers[Math.floor(at / heads)], head: at % heads });
+  }
+
+  protected fit(room: number): void {
+    const { heads, groups } = this.payload;
+    const side = Math.max(10, Math.min(96, Math.floor((room - 4 * groups) / heads) - GAP));
+    Object.assign(this.tile, { width: side, height: side });
   }
 
   /** Between groups of heads that share keys there is a wider gap. */
-  private corner(at: number): [number, number] {
+  protected corner(at: number): [number, number] {
     const { heads, groups } = this.payload;
-    const column = at % heads;
+    const place = this.placed[at];
+    const column = place % heads;
     const between = this.sorted || groups === heads || groups === 1 ? 0 : Math.floor(column / (heads / groups)) * 4;
-    return [GUTTER.left + column * (this.side + GAP) + between, GUTTER.top + Math.floor(at / heads) * (this.side + GAP)];
+    const step = this.tile.width + GAP;
+    return [GUTTER.left + column * step + between, GUTTER.top + Math.floor(place / heads) * step];
   }
 
-  private resize(): boolean {
-    const { heads, groups, layers } = this.payload;
-    const room = this.element.clientWidth - GUTTER.left - 4 * groups - 16;
-    const side = Math.max(18, Math.min(96, Math.floor(room / heads) - GAP));
-    const known = side === this.side;
-    this.side = side;
-    const ratio = devicePixelRatio || 1;
-    const [width, height] = [this.corner(heads - 1)[0] + side + 2, GUTTER.top + layers.length * (side + GAP) + 2];
-    if (known && this.canvas.width === Math.round(width * ratio)) return false;
-    this.canvas.width = Math.round(width * ratio);
-    this.canvas.height = Math.round(height * ratio);
-    this.canvas.style.width = `${width}px`;
-    this.canvas.style.height = `${height}px`;
-    this.picture = null;
-    return true;
+  protected paintLabels(brush: CanvasRenderingContext2D): void {
+    if (this.sorted) return;
+    const { layers, heads } = this.payload;
+    const { width } = this.tile;
+    brush.textAlign = "right";
+    for (let i = 0; i < layers.length; i += Math.ceil(14 / (width + GAP))) brush.fillText(`L${layers[i]}`, GUTTER.left - 6, this.corner(i * heads)[1] + width / 2);
+    brush.textAlign = "center";
+    for (let k = 0; k < heads; k += Math.ceil(20 / (width + GAP))) brush.fillText(String(k), this.corner(k)[0] + width / 2, GUTTER.top / 2);
   }
 
-  private paint(): void {
-    if (!this.element.isConnected || !this.element.clientWidth) return;
-    this.resize();
-    const { canvas, side, payload } = this;
-    const theme = themeOf(this.element);
-    const ratio = devicePixelRatio || 1;
-    this.picture ??= this.pictured(theme.dark, theme.masked, ratio);
-    const context = canvas.getContext("2d")!;
-    context.setTransform(1, 0, 0, 1, 0, 0);
-    context.clearRect(0, 0, canvas.width, canvas.height);
-    context.drawImage(this.picture, 0, 0);
-    context.setTransform(ratio, 0, 0, ratio, 0, 0);
-    context.font = theme.font;
-    context.fillStyle = theme.faint;
-    context.textBaseline = "middle";
-    if (!this.sorted) {
-      context.textAlign = "right";
-      const tall = Math.max(1, Math.ceil(14 / (side + GAP)));
-      for (let i = 0; i < payload.layers.length; i += tall) context.fillText(`L${payload.layers[i]}`, GUTTER.left - 6, this.corner(i * payload.heads)[1] + side / 2);
-      context.textAlign = "center";
-      const wide = Math.max(1, Math.ceil(20 / (side + GAP)));
-      for (let k = 0; k < payload.heads; k += wide) context.fillText(String(k), this.corner(k)[0] + side / 2, GUTTER.top / 2);
-    }
-    const [x, y] = this.corner(this.order.indexOf(this.marked));
-    context.lineWidth = 2;
-    context.strokeStyle = theme.accent;
-    context.strokeRect(x - 1, y - 1, side + 2, side + 2);
-    set(canvas, "aria-label", `Small attention maps of ${payload.layers.length} layers with ${payload.heads} heads each. ${this.describe(this.marked)}. Arrow keys choose a head.`);
+  protected paintTile(brush: OffscreenCanvasRenderingContext2D, at: number, theme: Theme): void {
+    const { atlas, cuts: { data: cuts } } = this.payload;
+    const n = atlas.shape[2];
+    const { width } = this.tile;
+    const codes = (atlas.data as Uint8Array).subarray(at * n * n, (at + 1) * n * n);
+    paintCodes(brush, [...this.corner(at), width, width], theme.masked, codes, [n, n], this.colours(theme.dark), (row, column) => cuts[column] >= cuts[row + 1]);
   }
 
-  /** All maps; of the cells under a pixel the largest counts. */
-  private pictured(dark: boolean, masked: string, ratio: number): OffscreenCanvas {
-    const { canvas, payload } = this;
-    const n = payload.atlas.shape[2];
-    const pixels = Math.round(this.side * ratio);
-    const codes = payload.atlas.data as Uint8Array;
-    const cuts = edges(0, payload.length, n);
+  private colours(dark: boolean): Uint32Array {
     const scale = scaleOver(0, 1, false, this.scale);
     const table = colours("viridis", dark);
-    const colour = Uint32Array.from({ length: 256 }, (_, code) => colourOf(scale, table, (code / 255) ** 2));
-    const from = Int32Array.from({ length: pixels }, (_, p) => Math.floor((p * n) / pixels));
-    const to = Int32Array.from({ length: pixels }, (_, p) => Math.max(from[p] + 1, Math.ceil(((p + 1) * n) / pixels)));
-    const layer = new OffscreenCanvas(canvas.width, canvas.height);
-    const context = layer.getContext("2d")!;
-    const image = context.createImageData(pixels, pixels);
-    const out = new Uint32Array(image.data.buffer);
-    const small = new OffscreenCanvas(pixels, pixels);
-    const smallContext = small.getContext("2d")!;
-    context.fillStyle = masked;
-    for (const [at, number_] of this.order.entries()) {
-      const base = number_ * n * n;
-      for (let y = 0; y < pixels; y++) {
-        const last = cuts[to[y]] - 1;
-        for (let x = 0; x < pixels; x++) {
-          if (cuts[from[x]] > last) {
-            out[y * pixels + x] = 0;
-            continue;
-          }
-          let most = 0;
-          for (let i = from[y]; i < to[y]; i++)
-            for (let j = from[x]; j < to[x]; j++) {
-              const code = codes[base + i * n + j];
-              if (code > most) most = code;
-            }
-          out[y * pixels + x] = colour[most];
-        }
-      }
-      const [left, top] = this.corner(at).map((part) => Math.round(part * ratio));
-      context.fillRect(left, top, pixels, pixels);
-      smallContext.putImageData(image, 0, 0);
-      context.drawImage(small, left, top);
-    }
-    return layer;
-  }
-
-  private under(event: MouseEvent): number | null {
-    const box = this.canvas.getBoundingClientRect();
-    const [x, y] = [event.clientX - box.left, event.clientY - box.top];
-    const { heads } = this.payload;
-    const row = Math.floor((y - GUTTER.top) / (this.side + GAP));
-    if (row < 0 || row * heads >= this.order.length) return null;
-    for (let column = 0; column < heads; column++) {
-      const [left] = this.corner(column);
-      if (x >= left && x < left + this.side + GAP) return this.order[row * heads + column] ?? null;
-    }
-    return null;
-  }
-
-  private listen(): void {
-    const { canvas, context } = this;
-    const { signal } = context;
-    canvas.addEventListener("click", (event) => {
-      const found = this.under(event);
-      if (found !== null) this.choose(found);
-    }, { signal });
-    canvas.addEventListener("pointermove", (event) => {
-      const found = this.under(event);
-      if (found !== null) fill(this.status, this.describe(found));
-    }, { signal });
-    canvas.addEventListener("pointerleave", () => fill(this.status, this.describe(this.marked)), { signal });
-    canvas.addEventListener("keydown", (event) => {
-      const { heads } = this.payload;
-      const by = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -heads, ArrowDown: heads, PageUp: -heads, PageDown: heads }[event.key];
-      if (by !== undefined) this.step(by);
-      else if (event.key === "Home") this.choose(this.order[0]);
-      else if (event.key === "End") this.choose(this.order[this.order.length - 1]);
-      else if (event.key === "Escape") canvas.blur();
-      else return;
-      event.preventDefault();
-      event.stopPropagation();
-    }, { signal });
-    onTheme(() => {
-      this.picture = null;
-      this.paint();
-    }, signal);
-    const observer = new ResizeObserver(() => this.paint());
-    observer.observe(this.element);
-    signal.addEventListener("abort", () => observer.disconnect());
+    return Uint32Array.from({ length: 256 }, (_, code) => colourOf(scale, table, code === NAN ? Number.NaN : probability(code)));
   }
 }
-

@@ -3,7 +3,10 @@
 import { BERLIN, CIVIDIS, RDBU, VIRIDIS } from "./tables";
 
 export type MapName = "viridis" | "cividis" | "diverging";
-export type ScaleName = "linear" | "sqrt" | "log";
+/** `counts` is log(1 + value), for what begins at zero. */
+export type ScaleName = "linear" | "sqrt" | "log" | "counts";
+
+export const SCALES = [["linear", "linear"], ["sqrt", "square root"], ["log", "log"]] as const;
 
 /** NaN and infinity: in no map. */
 export const BAD = 0xffff00ff;
@@ -29,13 +32,13 @@ export function css(colour: number): string {
   return `rgb(${colour & 255}, ${(colour >> 8) & 255}, ${(colour >> 16) & 255})`;
 }
 
-/** Black or white, whichever is easier to read on `colour`. */
+/** Black or white, whichever has more contrast (WCAG 2's relative luminance). */
 export function inkOn(colour: number): string {
-  const light = 0.299 * (colour & 255) + 0.587 * ((colour >> 8) & 255) + 0.114 * ((colour >> 16) & 255);
-  return light > 140 ? "#000" : "#fff";
+  const [r, g, b] = [0, 8, 16].map((shift) => (((colour >> shift) & 255) / 255) ** 2.2);
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.18 ? "#000" : "#fff";
 }
 
-// The log scale shows so many powers of ten below the largest value.
+// A log scale shows so many powers of ten below the largest value, if it does not say how many.
 export const DECADES = 4;
 
 export interface Scale {
@@ -44,42 +47,58 @@ export interface Scale {
   high: number;
   /** Colours around zero, to both sides equally. */
   diverging: boolean;
+  decades: number;
 }
 
 /** A scale over these limits; of a diverging one they become symmetric. */
-export function scaleOver(low: number, high: number, diverging: boolean, name: ScaleName = "linear"): Scale {
+export function scaleOver(low: number, high: number, diverging: boolean, name: ScaleName = "linear", decades = DECADES): Scale {
   if (diverging) {
     const most = Math.max(Math.abs(low), Math.abs(high)) || 1;
-    return { name, low: -most, high: most, diverging };
+    return { name, low: -most, high: most, diverging, decades };
   }
-  return { name, low, high: high > low ? high : low + 1, diverging };
+  return { name, low, high: high > low ? high : low + 1, diverging, decades };
 }
 
 /** Where a finite value stands on the scale: 0 to 1. */
 export function place(scale: Scale, value: number): number {
-  const { low, high, name, diverging } = scale;
-  if (diverging) {
-    const part = bent(name, Math.min(1, Math.abs(value) / high));
-    return 0.5 + (value < 0 ? -part : part) / 2;
-  }
-  return bent(name, Math.max(0, Math.min(1, (value - low) / (high - low))));
+  const { low, high, diverging } = scale;
+  const size = diverging ? high : high - low;
+  const part = bent(scale, Math.max(0, Math.min(1, (diverging ? Math.abs(value) : value - low) / size)), size);
+  return diverging ? 0.5 + (value < 0 ? -part : part) / 2 : part;
 }
 
-function bent(name: ScaleName, part: number): number {
+function bent({ name, decades }: Scale, part: number, size: number): number {
   if (name === "sqrt") return Math.sqrt(part);
-  if (name === "log") return part > 0 ? Math.max(0, 1 + Math.log10(part) / DECADES) : 0;
-  return part;
+  if (name === "log") return part > 0 ? Math.max(0, 1 + Math.log10(part) / decades) : 0;
+  return name === "counts" ? Math.log1p(part * size) / Math.log1p(size) : part;
 }
 
 /** The value that stands at `part` of the scale, for the numbers at a colour bar. */
 export function valueAt(scale: Scale, part: number): number {
-  const { low, high, name, diverging } = scale;
-  const unbent = (x: number) => (name === "sqrt" ? x * x : name === "log" ? (x > 0 ? 10 ** ((x - 1) * DECADES) : 0) : x);
-  if (diverging) {
-    const side = 2 * part - 1;
-    return Math.sign(side) * unbent(Math.abs(side)) * high;
+  const { low, high, diverging } = scale;
+  if (!diverging) return low + unbent(scale, part, high - low) * (high - low);
+  const side = 2 * part - 1;
+  return Math.sign(side) * unbent(scale, Math.abs(side), high) * high;
+}
+
+function unbent({ name, decades }: Scale, part: number, size: number): number {
+  if (name === "sqrt") return part * part;
+  if (name === "log") return part > 0 ? 10 ** ((part - 1) * decades) : 0;
+  return name === "counts" ? Math.expm1(part * Math.log1p(size)) / size : part;
+}
+
+/** Round numbers on a scale between two values, about `most` of them, for lines behind a chart. */
+export function marks(low: number, high: number, name: ScaleName, decades = DECADES, most = 5): number[] {
+  const inside = (value: number) => value >= low && value <= high;
+  if (name === "log" || name === "counts") {
+    const first = Math.floor(Math.log10(Math.max(-low, high) || 1));
+    const powers = Array.from({ length: name === "log" ? Math.ceil(decades) : first + 1 }, (_, k) => 10 ** (first - k));
+    return [0, ...powers.flatMap((power) => [power, -power])].filter(inside);
   }
-  return low + unbent(part) * (high - low);
+  const raw = (high - low || 1) / most;
+  const power = 10 ** Math.floor(Math.log10(raw));
+  const step = [1, 2, 5, 10].find((times) => times * power >= raw)! * power;
+  return Array.from({ length: 13 }, (_, k) => Number(((Math.ceil(low / step) + k) * step).toPrecision(12))).filter(inside);
 }
 
 export function colourOf(scale: Scale, colours: Uint32Array, value: number): number {

@@ -1,12 +1,12 @@
 // What differs between two runs or two models: a ranked list, and a, b and b − a side by side.
 
-import { type ScaleName, limits } from "./colour";
+import { statusLine } from "./canvas";
+import { SCALES, type ScaleName, limits } from "./colour";
 import { type Context, type Draw, within } from "./context";
-import { button, choice, fill, h, number, quoted, visible } from "./dom";
+import { button, choice, facts, fill, h, number, quoted, sentence, share, visible } from "./dom";
 import { type Window, whole, zoomed } from "./grid";
-import { Heatmap, type Pool, type Settings, type Source, exactly } from "./heatmap";
+import { Heatmap, POOLS, type Pool, type Settings, type Source, exactly } from "./heatmap";
 import { Tiles } from "./tiles";
-import { SCALES, fact } from "./weights";
 import type { NumberArray } from "./wire";
 
 /** A matrix; what is 0 is as long as the prompt. */
@@ -137,10 +137,9 @@ class List {
         const layer = layerOf(names[row]);
         if (layer !== null) this.context.select({ layer });
       };
-      const made = button(visible(names[row]), act);
-      const share = data[5 * row + this.sorted] / largest;
-      made.classList.add("loupe-share");
-      made.style.setProperty("--loupe-share", `${100 * (share >= 0 ? share : Number(!(data[5 * row + this.sorted] <= 0)))}%`);
+      const value = data[5 * row + this.sorted];
+      const part = value / largest;
+      const made = share(part >= 0 ? part : Number(!(value <= 0)), act, visible(names[row]));
       if (row === this.marked) made.setAttribute("aria-current", "true");
       this.buttons.set(row, made);
       const cells = headers.map((_, column) => h("td", { class: "loupe-value" }, column < 2 || hasKl(row) ? number(data[5 * row + column]) : ""));
@@ -156,10 +155,10 @@ class Maps {
   readonly element: HTMLElement;
   private readonly tiles: Tiles;
   private readonly title = h("div", { class: "loupe-title" });
-  private readonly facts = h("dl", { class: "loupe-numbers" });
+  private readonly known = h("div");
   private readonly tools = h("div", { class: "loupe-tools" });
   private readonly place = h("div");
-  private readonly status = h("div", { class: "loupe-status", attributes: { "aria-live": "polite" } });
+  private readonly status = statusLine();
   private readonly changes = h("div");
   private prompt: Prompt | null;
   private maps: Heatmap[] = [];
@@ -178,7 +177,7 @@ class Maps {
     this.prompt = payload.prompt;
     this.row = payload.row;
     this.head = selection.value.head ?? 0;
-    this.element = h("section", { attributes: { "aria-label": "a, b and their difference" } }, this.title, this.facts, this.tools, this.place, this.status, this.changes);
+    this.element = h("section", { attributes: { "aria-label": "a, b and their difference" } }, this.title, this.known, this.tools, this.place, this.status, this.changes);
     this.tell();
     selection.on((value, before) => {
       const form = this.form;
@@ -209,14 +208,15 @@ class Maps {
     const [relative, most, kl, flipped, variation] = payload.numbers.data.subarray(5 * at, 5 * at + 5);
     const kind = payload.kinds[at];
     fill(this.title, visible(payload.names[at]));
-    const facts: [string, string | false][] = [
+    const logits = kind === "logits" || kind === "lens";
+    const told = facts([
       ["relative", number(relative)],
       ["largest |b − a|", `${exactly(most)} at ${payload.where[at]}`],
-      ["KL(a ‖ b)", (kind === "logits" || kind === "lens") && `${number(kl)} nats`],
-      ["top token differs at", (kind === "logits" || kind === "lens") && `${number(100 * flipped)} %`],
-      ["total variation", payload.names[at].endsWith(".pattern") && number(variation)],
-    ];
-    fill(this.facts, ...facts.map(([name, said]) => said && fact(name, said)));
+      logits ? ["KL(a ‖ b)", `${number(kl)} nats`] : null,
+      logits ? ["top token differs at", `${number(100 * flipped)} %`] : null,
+      payload.names[at].endsWith(".pattern") ? ["total variation", number(variation)] : null,
+    ]);
+    fill(this.known, told);
     const spot = payload.spots.data.subarray(4 * at, 4 * at + 4);
     if (spot[1] >= 0) this.head = spot[1];
     this.cursor = null;
@@ -230,7 +230,7 @@ class Maps {
     try {
       this.prompt = await this.context.ask("prompt", { row });
     } catch (error) {
-      return fill(this.status, String(error));
+      return fill(this.status, sentence(error));
     }
     this.row = row;
     this.cursor = null;
@@ -263,7 +263,6 @@ class Maps {
     fill(this.status);
     if (!form) return this.lens();
     const [height, width] = this.size;
-    const pools = [["max", "largest"], ["mean", "mean"]] as const;
     const numbered = (count: number) => Array.from({ length: count }, (_, i) => [String(i), String(i)] as const);
     const zoom = (factor: number) => {
       const { view } = this.maps[0];
@@ -287,7 +286,7 @@ class Maps {
         this.context.select({ head: this.head });
       }),
       choice("scale", SCALES, this.scale, (name) => ((this.scale = name as ScaleName), again())),
-      choice("cell", pools, this.pool, (name) => ((this.pool = name as Pool), again())),
+      choice("cell", POOLS, this.pool, (name) => ((this.pool = name as Pool), again())),
     );
     this.maps = PARTS.map((part) => this.map(part, height, width));
     const figures = this.maps.map((map, i) => h("figure", { class: `loupe-side loupe-${PARTS[i]}` }, h("figcaption", {}, NAMES[PARTS[i]]), map.element));
@@ -382,12 +381,11 @@ class Maps {
     const most = Math.max(...layers.map((i) => numbers.data[5 * i + 2])) || 1;
     const items = layers.map((i) => {
       const [kl, flipped] = numbers.data.subarray(5 * i + 2, 5 * i + 4);
-      const made = button(`layer ${layerOf(names[i])}: ${number(kl)} nats, top token differs at ${number(100 * flipped)} %`, () => {
+      const act = () => {
         this.choose(i);
         this.context.select({ layer: layerOf(names[i]) });
-      });
-      made.classList.add("loupe-share");
-      made.style.setProperty("--loupe-share", `${(100 * kl) / most}%`);
+      };
+      const made = share(kl / most, act, `layer ${layerOf(names[i])}: ${number(kl)} nats, top token differs at ${number(100 * flipped)} %`);
       if (i === this.at) made.setAttribute("aria-current", "true");
       return h("li", {}, made);
     });

@@ -37,6 +37,24 @@ export function button(label: string, action: () => void, title?: string): HTMLB
   return h("button", { on: { click: action }, attributes: { type: "button", title, "aria-label": title } }, label);
 }
 
+/** A button behind whose text a bar has a part of its width. */
+export function share(part: number, action: () => void, ...children: Child[]): HTMLButtonElement {
+  const made = h("button", { class: "loupe-share", on: { click: action }, attributes: { type: "button" } }, ...children);
+  made.style.setProperty("--loupe-share", `${100 * part}%`);
+  return made;
+}
+
+/** Names with what is said of each; null where there is nothing to say. */
+export function facts(said: readonly (readonly [name: string, text: string] | null)[]): HTMLDListElement {
+  const one = ([name, text]: readonly [string, string]) => h("div", {}, h("dt", {}, visible(name)), h("dd", {}, visible(text)));
+  return h("dl", { class: "loupe-facts" }, ...said.map((each) => each && one(each)));
+}
+
+/** What an error says to a reader. */
+export function sentence(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
+}
+
 /** A labelled choice of one of several; `act` is told which. */
 export function choice(
   label: string,

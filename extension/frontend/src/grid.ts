@@ -31,6 +31,11 @@ export function edges(start: number, stop: number, most: number): Int32Array {
   return Int32Array.from({ length: count + 1 }, (_, i) => start + i * size + Math.min(i, longer));
 }
 
+/** How many cells, at most `most`, make almost all of them equally long. */
+export function even(span: number, most: number): number {
+  return Math.ceil(span / Math.ceil(span / most));
+}
+
 /** Which cell holds an index; `cuts` ascend. */
 export function cellOf(cuts: ArrayLike<number>, index: number): number {
   let [low, high] = [0, cuts.length - 2];

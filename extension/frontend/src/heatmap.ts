@@ -1,11 +1,15 @@
 // A matrix of any size: the whole of it in few cells, and by zooming every single entry.
 
-import { type MapName, type Scale, type ScaleName, colourOf, colours, inkOn, limits, scaleOver, valueAt } from "./colour";
-import { button, choice, fill, h, number, quoted, set, visible } from "./dom";
-import { type Cells, type Window, cellOf, edges, moved, same, showing, ticks, under, whole, zoomed } from "./grid";
+import { below, cleared, drawing, resized, statusLine } from "./canvas";
+import { type MapName, SCALES, type Scale, type ScaleName, colourOf, colours, inkOn, limits, scaleOver, valueAt } from "./colour";
+import { button, choice, fill, h, number, quoted, sentence, set, visible } from "./dom";
+import { type Cells, type Window, cellOf, edges, even, moved, same, showing, ticks, under, whole, zoomed } from "./grid";
+import { Legend } from "./legend";
 import { onTheme, themeOf } from "./theme";
 
 export type Pool = "max" | "mean";
+
+export const POOLS = [["max", "largest"], ["mean", "mean"]] as const;
 
 export interface Source {
   height: number;
@@ -56,10 +60,9 @@ const WIDE = 44;
 
 export class Heatmap {
   readonly element: HTMLElement;
-  private readonly canvas = h("canvas", { attributes: { tabindex: 0, role: "img" } });
-  private readonly bar = h("canvas", { class: "loupe-bar", attributes: { width: 256, height: 1, "aria-hidden": "true" } });
-  private readonly ends = [h("span"), h("span"), h("span")];
-  private readonly status = h("div", { class: "loupe-status", attributes: { "aria-live": "polite" } });
+  private readonly canvas = drawing();
+  private readonly legend = new Legend();
+  private readonly status = statusLine();
   private readonly where = h("span", { class: "loupe-where" });
   private window: Window;
   private cells: Cells | null = null;
@@ -80,8 +83,6 @@ export class Heatmap {
     this.pool = settings.pools?.[0] ?? "max";
     this.scaleName = settings.scale ?? "linear";
     this.map = settings.diverging ? "diverging" : (settings.map ?? "viridis");
-    const scales = [["linear", "linear"], ["sqrt", "square root"], ["log", "log"]] as const;
-    const pools = [["max", "largest"], ["mean", "mean"]] as const;
     const maps = [["viridis", "viridis"], ["cividis", "cividis"]] as const;
     const tools = h(
       "div",
@@ -89,16 +90,15 @@ export class Heatmap {
       button("+", () => this.zoom(0.5), "Zoom in"),
       button("−", () => this.zoom(2), "Zoom out"),
       button("all", () => this.show(whole(this.source.height, this.source.width)), "Show the whole"),
-      choice("scale", scales, this.scaleName, (name) => this.set({ scaleName: name as ScaleName })),
+      choice("scale", SCALES, this.scaleName, (name) => this.set({ scaleName: name as ScaleName })),
       (settings.pools?.length ?? 0) > 1 &&
-        choice("cell", pools, this.pool, (name) => {
+        choice("cell", POOLS, this.pool, (name) => {
           this.pool = name as Pool;
           this.refresh();
         }),
       !settings.diverging && choice("colours", maps, this.map, (name) => this.set({ map: name as MapName })),
     );
-    const legend = h("div", { class: "loupe-legend" }, this.ends[0], this.bar, this.ends[2], this.ends[1]);
-    this.element = h("div", { class: "loupe-map" }, tools, this.canvas, h("div", { class: "loupe-under" }, legend, this.where), this.status);
+    this.element = h("div", { class: "loupe-map" }, tools, this.canvas, h("div", { class: "loupe-under" }, this.legend.element, this.where), this.status);
     this.listen();
   }
 
@@ -116,8 +116,8 @@ export class Heatmap {
     if (!kept) {
       this.window = whole(source.height, source.width);
       this.cursor = null;
-      this.cells = null;
     }
+    this.cells = null; // what is said of a cell is never the other matrix's
     this.resize();
     this.refresh();
   }
@@ -167,8 +167,8 @@ export class Heatmap {
   private async refresh(): Promise<void> {
     const { window, source, pool } = this;
     const asked = ++this.wanted;
-    const rows = Math.min(window.bottom - window.top, cellsOn(this.side.height));
-    const columns = Math.min(window.right - window.left, cellsOn(this.side.width));
+    const rows = even(window.bottom - window.top, cellsOn(this.side.height));
+    const columns = even(window.right - window.left, cellsOn(this.side.width));
     const late = setTimeout(() => asked === this.wanted && this.say("waiting for the kernel, which is busy"), 1000);
     try {
       const cells = await source.cells(window, rows, columns, pool);
@@ -177,7 +177,7 @@ export class Heatmap {
       this.problem = "";
     } catch (error) {
       if (asked !== this.wanted) return;
-      this.problem = error instanceof Error ? error.message : String(error);
+      this.problem = sentence(error);
     } finally {
       clearTimeout(late);
     }
@@ -212,12 +212,8 @@ export class Heatmap {
     this.side = { width: Math.floor(Math.min(room, wide)), height: Math.floor(Math.max(18, tall)) };
     // Texts that have too little room across are turned.
     this.gutter.bottom = this.source.columnLabel && this.side.width / width < WIDE ? 64 : 24;
-    const ratio = devicePixelRatio || 1;
-    const full = { width: this.side.width + this.gutter.left + this.gutter.right, height: this.side.height + this.gutter.top + this.gutter.bottom };
-    this.canvas.width = Math.round(full.width * ratio);
-    this.canvas.height = Math.round(full.height * ratio);
-    this.canvas.style.width = `${full.width}px`;
-    this.canvas.style.height = `${full.height}px`;
+    const { gutter, side } = this;
+    cleared(this.canvas, side.width + gutter.left + gutter.right, side.height + gutter.top + gutter.bottom);
   }
 
   private draw(): void {
@@ -317,12 +313,8 @@ export class Heatmap {
     const flat = dx >= WIDE || !everyColumn || !source.columnLabel;
     for (const column of columns) {
       const text = everyColumn && source.columnLabel ? visible(source.columnLabel(column), flat ? 14 : 9) : (source.columnCalled ?? String)(column);
-      context.save();
-      context.translate(this.gutter.left + (column + 0.5 - window.left) * dx, this.gutter.top + side.height + (flat ? 12 : 6));
-      context.textAlign = flat ? "center" : "right";
-      if (!flat) context.rotate(-Math.PI / 2);
-      context.fillText(text, 0, 0, flat ? Math.max(dx - 4, 30) : this.gutter.bottom - 8);
-      context.restore();
+      const middle = this.gutter.left + (column + 0.5 - window.left) * dx;
+      below(context, text, middle, this.gutter.top + side.height, flat, flat ? Math.max(dx - 4, 30) : this.gutter.bottom - 8);
     }
   }
 
@@ -354,16 +346,7 @@ export class Heatmap {
   }
 
   private paintLegend(table: Uint32Array): void {
-    const context = this.bar.getContext("2d")!;
-    const image = context.createImageData(256, 1);
-    // Half-way along the bar stands the number that is half-way along the scale.
-    new Uint32Array(image.data.buffer).set(table);
-    context.putImageData(image, 0, 0);
-    fill(this.ends[0], number(valueAt(this.scale, 0)));
-    fill(this.ends[2], number(valueAt(this.scale, 1)));
-    const middle = `${number(valueAt(this.scale, 0.5))} in the middle`;
-    const bad = this.bad ? ` · ${this.bad.toLocaleString("en")} not finite ` : "";
-    fill(this.ends[1], `${this.settings.value}, ${middle}${bad}`, this.bad > 0 && h("i", { class: "loupe-bad" }));
+    this.legend.show(table, (part) => valueAt(this.scale, part), this.settings.value, this.bad);
     const { window, source } = this;
     const span = (name: string, a: number, b: number, size: number, called: (index: number) => string = String) =>
       a === 0 && b === size ? `all ${size.toLocaleString("en")} ${name}` : `${name} ${called(a)} to ${called(b - 1)} of ${size.toLocaleString("en")}`;
@@ -487,16 +470,14 @@ export class Heatmap {
       }
     }, { signal });
     onTheme(() => this.draw(), signal);
-    const observer = new ResizeObserver(() => {
+    resized(this.element, signal, () => {
       const { width, height } = this.side;
       this.resize();
       if (!this.side.width) return;
       this.draw();
       if (!this.cells || Math.abs(width - this.side.width) > 32 || Math.abs(height - this.side.height) > 32) this.refresh();
     });
-    observer.observe(this.element);
     signal.addEventListener("abort", () => {
-      observer.disconnect();
       cancelAnimationFrame(this.frame);
       clearTimeout(this.saying);
     });

@@ -74,7 +74,10 @@ function render({ model, el, signal }: { model: Model; el: HTMLElement; signal?:
   el.querySelector(".loupe")!.append(note);
   // After a reload the selection may have moved on.
   link.tell({ kind: "hello" });
-  return () => ended.abort();
+  return () => {
+    link.tell({ kind: "bye" }); // what nobody looks at any more can be let go
+    ended.abort();
+  };
 }
 
 /** Called for every widget, also for one that is never displayed. */

@@ -1,11 +1,14 @@
 // The logit lens: layers down, the last on top, and tokens across; what each layer would say next.
 
-import { css, limits } from "./colour";
+import { cleared, drawing, keys, resized, statusLine } from "./canvas";
+import { Chart } from "./chart";
+import { type ScaleName, css, inkOn, limits } from "./colour";
 import type { Context, Draw } from "./context";
-import { button, choice, fill, h, number, quoted, set } from "./dom";
+import { button, choice, fill, h, quoted, sentence, set } from "./dom";
 import { exactly } from "./heatmap";
+import { Legend } from "./legend";
 import { onTheme, themeOf } from "./theme";
-import { Legend, Ramp, inkFor, likely, shown } from "./tokens";
+import { Ramp, likely, shown } from "./tokens";
 import type { NumberArray } from "./wire";
 
 /** Of some columns: a number [layers, columns] of each measure; the texts row after row. */
@@ -57,7 +60,7 @@ export const lens: Draw = (element, context) => {
   const where = h("span", { class: "loupe-where" });
   const table = h("table", { attributes: { role: "grid" } });
   const scroll = h("div", { class: "loupe-grid" }, table);
-  const status = h("div", { class: "loupe-status", attributes: { "aria-live": "polite" } });
+  const status = statusLine();
   const page = (by: number) => move(from + by * count);
   const pages = [button("‹", () => page(-1), "Earlier tokens"), button("›", () => page(1), "Later tokens")];
   const whole = overview(context, payload, page, (column) => move(column - (count >> 1)), () => paint());
@@ -116,7 +119,7 @@ export const lens: Draw = (element, context) => {
       paint();
     } catch (error) {
       blocks.delete(start);
-      fill(status, (error as Error).message);
+      fill(status, sentence(error));
     }
   }
 
@@ -138,7 +141,7 @@ export const lens: Draw = (element, context) => {
   function paint(): void {
     const here = [...blocks.values(), ...whole.parts].map((part) => limits(part?.[measure.name].data ?? [0]).high);
     const rank = measure.name === "rank";
-    const ramp = new Ramp(0, measure.high ?? Math.max(...here), rank ? "log" : "linear", themeOf(element.closest(".loupe")!).dark, measure.high === 1 ? -1 : 1, 1, rank);
+    const ramp = new Ramp(0, measure.high ?? Math.max(...here), rank ? "counts" : "linear", themeOf(element).dark, measure.high === 1 ? -1 : 1);
     let bad = 0;
     for (const line of cells)
       for (const made of line) {
@@ -148,10 +151,10 @@ export const lens: Draw = (element, context) => {
         if (value !== undefined && !Number.isFinite(value)) bad++;
         fill(made, shown(textOf(row, column), NAME));
         made.style.backgroundColor = colour === null ? "" : css(colour);
-        made.style.color = colour === null ? "" : inkFor(colour);
+        made.style.color = colour === null ? "" : inkOn(colour);
         made.classList.toggle("loupe-right", valueOf(row, column, "rank", true) === 0);
       }
-    legend.show(ramp, `${measure.text}${measure.unit && `, ${measure.unit}`}`, bad, "bold: it came next");
+    legend.show(ramp.colours, (part) => ramp.at(part), `${measure.text}${measure.unit && `, ${measure.unit}`}`, bad, "bold: it came next");
     whole.paint(from, count, ramp, measure);
     say();
   }
@@ -236,37 +239,9 @@ export const lens: Draw = (element, context) => {
   });
 };
 
-function resized(element: HTMLElement, signal: AbortSignal, act: () => void): void {
-  const observer = new ResizeObserver(act);
-  observer.observe(element);
-  signal.addEventListener("abort", () => observer.disconnect());
-}
-
-function keys(element: HTMLElement, signal: AbortSignal, acts: Record<string, () => void>): void {
-  element.addEventListener("keydown", (event) => {
-    const act = acts[event.key];
-    if (!act || event.ctrlKey || event.metaKey || event.altKey) return;
-    act();
-    event.preventDefault();
-    event.stopPropagation();
-  }, { signal });
-}
-
-/** A canvas of so many pixels of the page, cleared. */
-function cleared(canvas: HTMLCanvasElement, width: number, height: number): CanvasRenderingContext2D {
-  const ratio = devicePixelRatio || 1;
-  canvas.width = Math.round(width * ratio);
-  canvas.height = Math.round(height * ratio);
-  canvas.style.width = `${width}px`;
-  canvas.style.height = `${height}px`;
-  const context = canvas.getContext("2d")!;
-  context.scale(ratio, ratio);
-  return context;
-}
-
 /** The whole prompt, or an even sample of it, and where in it the window stands. */
 function overview(context: Context, payload: Payload, page: (by: number) => void, go: (column: number) => void, came: () => void) {
-  const canvas = h("canvas", { attributes: { tabindex: 0, role: "img" } });
+  const canvas = drawing();
   const element = h("div", { class: "loupe-overview", attributes: { hidden: true } }, canvas);
   const { layers, tokens } = payload;
   const positions = payload.positions.data;
@@ -296,7 +271,7 @@ function overview(context: Context, payload: Payload, page: (by: number) => void
     const width = element.clientWidth;
     if (!width) return;
     const columns = positions.length;
-    const theme = themeOf(element.closest(".loupe")!);
+    const theme = themeOf(element);
     const tall = Math.max(1, Math.min(6, Math.floor(96 / layers.length)));
     const height = tall * layers.length;
     const brush = cleared(canvas, width, height + 4);
@@ -327,32 +302,25 @@ function overview(context: Context, payload: Payload, page: (by: number) => void
   return { element, parts, start, paint };
 }
 
-const CHART = { left: 60, right: 14, height: 72, gap: 34 };
-
 /** One cell: its likeliest tokens, and one of them through all layers. */
 function cell(context: Context, payload: Payload) {
   const { layers, tokens } = payload;
   const title = h("div", { class: "loupe-title" });
   const list = h("div");
   const name = h("div", { class: "loupe-where" });
-  const canvas = h("canvas", { attributes: { tabindex: 0, role: "img" } });
-  const said = h("div", { class: "loupe-status", attributes: { "aria-live": "polite" } });
-  let log = false;
+  const said = statusLine();
   let found: { ids: NumberArray; texts: string[]; next: number | null; probabilities: NumberArray; ranks: NumberArray } | null = null;
   let at: { token: number; row: number } | null = null;
   let picked = 0;
-  const axis = choice("probability", [["linear", "linear"], ["log", "log"]], "linear", (value) => {
-    log = value === "log";
+  let scale: ScaleName = "linear";
+  const select = (row: number) => context.select({ layer: layers[row] });
+  const axis = choice("probability", [["linear", "linear"], ["log", "log"]], scale, (value) => {
+    scale = value as ScaleName;
     paint();
   });
-  const chart = h("div", { attributes: { hidden: true } }, name, axis, canvas, said);
+  const [above, under] = [0, 1].map(() => new Chart(context.signal, 72, select, said));
+  const chart = h("div", { attributes: { hidden: true } }, name, axis, above.element, h("div", {}, "rank"), under.element, said);
   const element = h("div", { class: "loupe-cell" }, title, list, chart);
-  const room = () => Math.min(460, chart.clientWidth) - CHART.left - CHART.right;
-  const select = (row: number) => layers[row] !== undefined && context.select({ layer: layers[row] });
-  canvas.addEventListener("click", (event) => select(Math.round(((event.offsetX - CHART.left) / room()) * (layers.length - 1))), { signal: context.signal });
-  keys(canvas, context.signal, { ArrowLeft: () => select(at!.row - 1), ArrowRight: () => select(at!.row + 1) });
-  onTheme(() => paint(), context.signal);
-  resized(element, context.signal, () => paint());
 
   async function show(token: number | null, row: number): Promise<void> {
     if (token === null) {
@@ -372,7 +340,7 @@ function cell(context: Context, payload: Payload) {
       fill(title, `After token ${token} ${quoted(tokens[token], NAME)} layer ${layers[row]} would say:`);
       draw();
     } catch (error) {
-      if (at === asked) fill(title, (error as Error).message);
+      if (at === asked) fill(title, sentence(error));
     }
   }
 
@@ -380,7 +348,7 @@ function cell(context: Context, payload: Payload) {
   const path = ({ data }: NumberArray, index = picked) => Array.from(data.subarray(index * layers.length, (index + 1) * layers.length));
 
   function draw(): void {
-    const { texts, next, probabilities, ranks } = found!;
+    const { texts, next, probabilities } = found!;
     const { token, row } = at!;
     const held = list.matches(":focus-within");
     const here = texts.map((_, index) => path(probabilities, index)[row]);
@@ -392,51 +360,23 @@ function cell(context: Context, payload: Payload) {
     chart.hidden = false;
     const text = quoted(texts[picked], NAME);
     fill(name, `${text} after token ${token}, layer by layer:`);
-    fill(said, `${text} in layer ${layers[row]}: probability ${exactly(here[picked])}, rank ${exactly(path(ranks)[row])}`);
     paint();
   }
 
   /** Probability above, rank below, layers from left to right. */
   function paint(): void {
-    if (!found || room() <= 0) return;
-    const theme = themeOf(element.closest(".loupe")!);
-    const wide = room();
-    const brush = cleared(canvas, wide + CHART.left + CHART.right, 2 * (CHART.height + CHART.gap) + 8);
-    const [probabilities, ranks] = [path(found.probabilities), path(found.ranks)];
-    const x = (i: number) => CHART.left + (i / Math.max(1, layers.length - 1)) * wide;
-    brush.font = theme.font;
-    brush.textBaseline = "middle";
-    const decades = Math.ceil(-Math.log10(Math.max(1e-12, Math.min(0.1, ...probabilities.filter((p) => p > 0)))));
-    const worst = Math.max(1, ...ranks.filter(Number.isFinite));
-    const panels: [number[], (value: number) => number, string, string, string][] = [
-      [probabilities, (p) => (log ? Math.max(0, 1 + Math.log10(p) / decades) : p), "1", "p", log ? `1e−${decades}` : "0"],
-      [ranks, (rank) => 1 - Math.log1p(rank) / Math.log1p(worst), "0", "rank", number(worst)],
-    ];
-    for (const [n, [values, part, ...labels]] of panels.entries()) {
-      const top = 10 + n * (CHART.height + CHART.gap);
-      brush.lineWidth = 1;
-      brush.strokeStyle = theme.line;
-      brush.strokeRect(CHART.left - 8.5, top - 4.5, wide + 17, CHART.height + 9);
-      brush.fillStyle = theme.faint;
-      brush.textAlign = "right";
-      for (const [i, text] of labels.entries()) brush.fillText(text, CHART.left - 14, top + (i * CHART.height) / 2);
-      brush.textAlign = "center";
-      for (let i = 0; i < layers.length; i += Math.ceil((layers.length * 26) / wide)) brush.fillText(String(layers[i]), x(i), top + CHART.height + 16);
-      brush.strokeStyle = brush.fillStyle = theme.ink;
-      brush.lineWidth = 1.5;
-      const points = [...values.entries()].filter(([, value]) => Number.isFinite(value)).map(([i, value]) => [i, top + (1 - part(value)) * CHART.height]);
-      brush.beginPath();
-      // No line over a layer that has no number.
-      for (const [i, y] of points) Number.isFinite(values[i - 1]) ? brush.lineTo(x(i), y) : brush.moveTo(x(i), y);
-      brush.stroke();
-      for (const [i, y] of points) {
-        brush.beginPath();
-        brush.arc(x(i), y, i === at?.row ? 4.5 : 2, 0, 7);
-        brush.fill();
-      }
-    }
-    const [first, last] = [0, layers.length - 1].map((i) => `${number(probabilities[i])} in layer ${layers[i]}`);
-    set(canvas, "aria-label", `${name.textContent} probability and rank; ${first}, ${last}. Arrow keys choose a layer.`);
+    const { texts, probabilities, ranks } = found!;
+    const both = [path(probabilities), path(ranks)];
+    const text = quoted(texts[picked], NAME);
+    const least = Math.max(1e-12, Math.min(0.1, ...both[0].filter((p) => p > 0)));
+    const common = {
+      line: true,
+      name: (i: number) => String(layers[i]),
+      describe: (i: number) => `${text} in layer ${layers[i]}: probability ${exactly(both[0][i])}, rank ${exactly(both[1][i])}`,
+    };
+    above.show({ ...common, label: "Probability", values: both[0], scale, decades: Math.ceil(-Math.log10(least)), limits: [0, 1] });
+    under.show({ ...common, label: "Rank", values: both[1], scale: "counts", limits: [0, Math.max(1, limits(both[1]).high)], down: true });
+    for (const each of [above, under]) each.point(at!.row);
   }
   return { element, show };
 }

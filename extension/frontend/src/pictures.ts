@@ -3,7 +3,7 @@
 // Python writes <llama-loupe-picture data-tree data-array> where a picture belongs; an undisplayed
 // widget, which every notebook has at most one of, carries the questions.
 
-import { fill } from "./dom";
+import { fill, sentence } from "./dom";
 import { type Link } from "./link";
 
 type Ask = (tree: string, array: number) => Promise<string>;
@@ -46,7 +46,7 @@ export function definePicture(): void {
         try {
           this.show(await ask(this.dataset.tree!, Number(this.dataset.array)));
         } catch (error) {
-          this.title = error instanceof Error ? error.message : String(error);
+          this.title = sentence(error);
         }
       }
 

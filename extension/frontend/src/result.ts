@@ -1,12 +1,12 @@
 // What an analysis found: an array of named axes as a map, as bars or as a number, and tables.
 
-import { BAD_CSS, DECADES, type ScaleName, colours, css, limits, place, scaleOver } from "./colour";
+import { statusLine } from "./canvas";
+import { Chart as Drawing } from "./chart";
+import { SCALES, type ScaleName } from "./colour";
 import { type Context, type Draw, empty, within } from "./context";
-import { choice, fill, h, number, quoted, set, visible } from "./dom";
-import { edges, ticks } from "./grid";
+import { choice, facts, fill, h, quoted, sentence, set, share, visible } from "./dom";
 import { Heatmap, type Source, exactly, matrix } from "./heatmap";
 import type { Chosen } from "./selection";
-import { onTheme, themeOf } from "./theme";
 import { Tiles } from "./tiles";
 import type { NumberArray } from "./wire";
 
@@ -61,8 +61,7 @@ interface Payload {
 
 export const result: Draw = (element, context) => {
   const payload: Payload = context.payload;
-  if (payload.facts.length)
-    element.append(h("dl", { class: "loupe-said" }, ...payload.facts.map(([name, said]) => h("div", {}, h("dt", {}, visible(name)), h("dd", {}, visible(said))))));
+  if (payload.facts.length) element.append(facts(payload.facts));
   if (payload.charts.length) new Charts(element, context, payload);
   if (payload.columns) element.append(sheet(payload.columns, payload.count!, (i) => layerOf(context, payload.columns![0].texts[i])));
   if (payload.sentence) {
@@ -259,14 +258,14 @@ class Charts {
     };
   }
 
-  private cells(...[window, rows, columns, pool]: Parameters<Source["cells"]>): ReturnType<Source["cells"]> {
+  private cells(...asked: Parameters<Source["cells"]>): ReturnType<Source["cells"]> {
     const { chart, down, across, at } = this;
     const { axes, charts } = this.payload;
     const start = chart.axes.map((name) => (axes[name] === down || axes[name] === across ? 0 : at[name]));
     const [height, width] = [down?.size ?? 1, across!.size];
-    if (!chart.values) return this.tiles.cells({ chart: charts.indexOf(chart), at: start }, height, width, window, rows, columns, pool);
+    if (!chart.values) return this.tiles.cells({ chart: charts.indexOf(chart), at: start }, height, width, ...asked);
     const first = chart.axes.reduce((sum, name, k) => sum * axes[name].size + start[k], 0);
-    return matrix(chart.values.data.subarray(first, first + height * width), width)(window, rows, columns, pool);
+    return matrix(chart.values.data.subarray(first, first + height * width), width)(...asked);
   }
 
   private bars(axis: Axis, values: NumberArray): { point(): void } {
@@ -287,14 +286,9 @@ class Charts {
     const entries = Array.from(values.data, (value, i) => {
       const where = axes.map((axis, k) => [axis.name, at.data[i * axes.length + k]] as const);
       const said = axes.map((axis, k) => axis.size > 1 && named(axis, where[k][1], payload.pieces)).filter(Boolean);
-      const button = h(
-        "button",
-        { attributes: { type: "button" }, on: { click: () => this.choose(Object.fromEntries(where)) } },
-        h("span", {}, said.join(" · ")),
-        h("span", { class: "loupe-value" }, exactly(value)),
-      );
-      button.style.setProperty("--loupe-part", `${100 * Math.abs(value / (values.data[0] || 1))}%`);
-      return h("li", {}, button);
+      const part = Math.abs(value / (values.data[0] || 1));
+      const act = () => this.choose(Object.fromEntries(where));
+      return h("li", {}, share(part, act, h("span", {}, said.join(" · ")), h("span", { class: "loupe-value" }, exactly(value))));
     });
     return h("section", {}, h("div", { class: "loupe-where" }, `Strongest entries: ${long}`), h("ol", { class: "loupe-ranked" }, ...entries));
   }
@@ -349,7 +343,7 @@ class Profile {
         columns = alike.map((_, k) => values.data.subarray(k * n, (k + 1) * n));
       }
     } catch (error) {
-      if (asked === this.asked) fill(this.title, error instanceof Error ? error.message : String(error));
+      if (asked === this.asked) fill(this.title, sentence(error));
       return;
     }
     if (asked !== this.asked) return;
@@ -369,173 +363,43 @@ class Profile {
   }
 }
 
-const SIDES = { left: 64, right: 8, top: 8 };
-const TALL = 190;
-
-/** Numbers side by side, as bars or as a line. */
+/** The numbers along one axis. */
 class Bars {
   readonly element: HTMLElement;
-  private readonly canvas = h("canvas", { attributes: { tabindex: 0, role: "img" } });
-  private readonly status = h("div", { class: "loupe-status", attributes: { "aria-live": "polite" } });
+  private readonly chart: Drawing;
   private values: ArrayLike<number> = [];
-  private chart: Pick<Chart, "name" | "value" | "line"> = { name: "", value: "", line: false };
+  private about: Pick<Chart, "name" | "value" | "line"> = { name: "", value: "", line: false };
   private scale: ScaleName = "linear";
-  private cursor = 0;
-  private bad = 0;
-  private wide = 0;
 
-  constructor(readonly axis: Axis, private readonly pieces: string[] | null, signal: AbortSignal, private readonly chosen: (index: number) => void) {
-    const scales = [["linear", "linear"], ["sqrt", "square root"], ["log", "log"]] as const;
-    const tools = h("div", { class: "loupe-tools" }, choice("scale", scales, this.scale, (name) => {
+  constructor(readonly axis: Axis, private readonly pieces: string[] | null, signal: AbortSignal, chosen: (index: number) => void) {
+    this.chart = new Drawing(signal, 190, chosen);
+    const scale = choice("scale", SCALES, this.scale, (name) => {
       this.scale = name as ScaleName;
-      this.paint();
-    }));
-    this.element = h("div", { class: "loupe-bars" }, tools, this.canvas, this.status);
-    const { canvas } = this;
-    canvas.addEventListener("pointermove", (event) => this.tell(this.under(event)), { signal });
-    canvas.addEventListener("pointerleave", () => this.tell(this.cursor), { signal });
-    canvas.addEventListener("click", (event) => chosen(this.under(event)), { signal });
-    canvas.addEventListener("keydown", (event) => this.pressed(event), { signal });
-    onTheme(() => this.paint(), signal);
-    const observer = new ResizeObserver(() => this.paint());
-    observer.observe(this.element);
-    signal.addEventListener("abort", () => observer.disconnect());
+      this.draw();
+    });
+    this.element = h("div", {}, h("div", { class: "loupe-tools" }, scale), this.chart.element);
   }
 
-  show(values: ArrayLike<number>, chart: Pick<Chart, "name" | "value" | "line">): void {
-    Object.assign(this, { values, chart });
+  show(values: ArrayLike<number>, about: Pick<Chart, "name" | "value" | "line">): void {
+    Object.assign(this, { values, about });
+    this.draw();
   }
 
   point(index: number): void {
-    this.cursor = index;
-    this.tell(index);
-    this.paint();
+    this.chart.point(index);
   }
 
-  private describe(index: number): string {
-    return `${singular(this.axis)} ${named(this.axis, index, this.pieces)}: ${visible(this.chart.value, 60)} ${exactly(this.values[index])}`;
+  private draw(): void {
+    const { axis, pieces, values, about, scale } = this;
+    this.chart.show({
+      label: `${visible(about.name, 60)} by ${singular(axis)}`,
+      values,
+      line: about.line,
+      scale,
+      name: (i, each) => (each && pieces && texts(axis) ? visible(piece(axis, i, pieces), 9) : visible(String(item(axis, i)), 12)),
+      describe: (i) => `${singular(axis)} ${named(axis, i, pieces)}: ${visible(about.value, 60)} ${exactly(values[i])}`,
+    });
   }
-
-  private tell(index: number): void {
-    fill(this.status, `${this.describe(index)}${this.bad ? ` · ${this.bad.toLocaleString("en")} not finite ` : ""}`, this.bad > 0 && h("i", { class: "loupe-bad" }));
-  }
-
-  private under(event: MouseEvent): number {
-    const part = (event.clientX - this.canvas.getBoundingClientRect().left - SIDES.left) / this.wide;
-    return Math.max(0, Math.min(this.axis.size - 1, Math.floor(part * this.axis.size)));
-  }
-
-  private pressed(event: KeyboardEvent): void {
-    if (event.ctrlKey || event.metaKey || event.altKey) return;
-    const last = this.axis.size - 1;
-    const step = Math.max(1, Math.floor(this.axis.size / this.wide));
-    const by = { ArrowLeft: -step, ArrowRight: step, PageUp: -10 * step, PageDown: 10 * step, Home: -Infinity, End: Infinity }[event.key];
-    if (event.key === "Escape") this.canvas.blur();
-    else if (by === undefined) return;
-    else this.chosen(Math.max(0, Math.min(last, this.cursor + by)));
-    event.preventDefault();
-    event.stopPropagation();
-  }
-
-  private paint(): void {
-    const { canvas, values, axis, chart } = this;
-    const n = axis.size;
-    const full = Math.min(this.element.clientWidth, SIDES.left + SIDES.right + Math.max(240, n * 64));
-    if (!full || !this.element.isConnected || !values.length) return;
-    this.wide = Math.max(60, full - SIDES.left - SIDES.right);
-    const { wide } = this;
-    const dx = wide / n;
-    const every = dx >= 13; // each has a label, upright where it is narrow
-    const flat = dx >= 44 || !every;
-    const under = flat ? 24 : 60;
-    const ratio = devicePixelRatio || 1;
-    const height = SIDES.top + TALL + under;
-    canvas.width = Math.round((wide + SIDES.left + SIDES.right) * ratio);
-    canvas.height = Math.round(height * ratio);
-    canvas.style.width = `${wide + SIDES.left + SIDES.right}px`;
-    canvas.style.height = `${height}px`;
-    const found = limits(values);
-    this.bad = found.bad;
-    const [low, high] = [Math.min(0, found.low), Math.max(0, found.high)];
-    const scale = scaleOver(low, high, low < 0, this.scale);
-    const [bottom, top] = [place(scale, low), place(scale, high)];
-    const y = (value: number) => SIDES.top + TALL * (1 - (place(scale, value) - bottom) / (top - bottom || 1));
-    const theme = themeOf(this.element);
-    const table = colours("diverging", theme.dark);
-    const context = canvas.getContext("2d")!;
-    context.scale(ratio, ratio);
-    context.font = theme.font;
-    context.textBaseline = "middle";
-    context.textAlign = "right";
-    context.strokeStyle = theme.line;
-    for (const value of marks(low, high, this.scale)) {
-      context.fillStyle = theme.faint;
-      context.fillText(number(value), SIDES.left - 6, y(value), SIDES.left - 8);
-      context.fillStyle = theme.line;
-      context.globalAlpha = 0.4;
-      context.fillRect(SIDES.left, Math.round(y(value)), wide, 1);
-      context.globalAlpha = 1;
-    }
-    const zero = y(0);
-    const cuts = edges(0, n, Math.max(1, Math.floor(wide)));
-    const x = (index: number) => SIDES.left + (index * wide) / n;
-    const signed = low < 0;
-    context.lineWidth = 1.5;
-    context.strokeStyle = context.fillStyle = theme.accent;
-    if (chart.line) context.beginPath();
-    for (let i = 0; i + 1 < cuts.length; i++) {
-      const part = Array.prototype.slice.call(values, cuts[i], cuts[i + 1]) as number[];
-      const span = limits(part);
-      const [left, right] = [x(cuts[i]), x(cuts[i + 1])];
-      if (span.bad) {
-        context.fillStyle = BAD_CSS;
-        context.fillRect(left, SIDES.top, Math.max(1, right - left - 1), TALL);
-        context.fillStyle = theme.accent;
-      }
-      if (span.bad === part.length) continue;
-      if (chart.line) {
-        context.lineTo((left + right) / 2, y(span.high));
-        if (n < 100) context.fillRect((left + right) / 2 - 2, y(span.high) - 2, 4, 4);
-        continue;
-      }
-      const gap = Math.min(4, (right - left) / 5);
-      for (const value of span.low === span.high ? [span.high] : [span.low, span.high]) {
-        if (signed) context.fillStyle = css(table[value < 0 ? 36 : 220]);
-        const [a, b] = [Math.min(zero, y(value)), Math.max(zero, y(value))];
-        context.fillRect(left + gap / 2, a, Math.max(1, right - left - gap), Math.max(value ? 1 : 0, b - a));
-      }
-    }
-    if (chart.line) context.stroke();
-    context.fillStyle = theme.ink;
-    context.fillRect(SIDES.left, Math.round(zero), wide, 1);
-    for (const index of ticks(0, n, every ? Infinity : wide / 60)) {
-      const text = texts(axis) && this.pieces && every ? visible(piece(axis, index, this.pieces), 9) : visible(String(item(axis, index)), 12);
-      context.save();
-      context.translate(x(index + 0.5), SIDES.top + TALL + (flat ? 12 : 6));
-      context.textAlign = flat ? "center" : "right";
-      if (!flat) context.rotate(-Math.PI / 2);
-      context.fillText(text, 0, 0, flat ? Math.max(dx - 4, 40) : under - 8);
-      context.restore();
-    }
-    context.strokeStyle = theme.ink;
-    context.lineWidth = 1;
-    context.strokeRect(Math.round(x(this.cursor)) + 0.5, SIDES.top - 2.5, Math.max(3, Math.round(dx) - 1), TALL + 5);
-    set(canvas, "aria-label", `${visible(chart.name, 60)} by ${singular(axis)}, ${number(found.low)} to ${number(found.high)}. ${this.describe(this.cursor)}. Arrow keys move.`);
-  }
-}
-
-/** Round numbers between two, for the lines behind bars. */
-export function marks(low: number, high: number, scale: ScaleName): number[] {
-  const most = Math.max(-low, high) || 1;
-  const inside = (value: number) => value >= low && value <= high;
-  if (scale === "log") {
-    const powers = Array.from({ length: DECADES }, (_, k) => 10 ** (Math.floor(Math.log10(most)) - k));
-    return [0, ...powers.flatMap((power) => [power, -power])].filter(inside);
-  }
-  const raw = (high - low || 1) / 5;
-  const power = 10 ** Math.floor(Math.log10(raw));
-  const step = [1, 2, 5, 10].find((times) => times * power >= raw)! * power;
-  return Array.from({ length: 13 }, (_, k) => Number(((Math.ceil(low / step) + k) * step).toPrecision(12))).filter(inside);
 }
 
 const MOST_ROWS = 200;
@@ -556,7 +420,7 @@ export function sorted(column: Column, downward: boolean): number[] {
 /** A table that a click on a column's name sorts. */
 function sheet(columns: Column[], count: number, act: (row: number) => (() => void) | null): HTMLElement {
   const body = h("tbody");
-  const status = h("div", { class: "loupe-status", attributes: { "aria-live": "polite" } });
+  const status = statusLine();
   const heads = columns.map((column) =>
     h("th", { class: column.order && column !== columns[0] ? "loupe-value" : "", attributes: { scope: "col" } }, h("button", { attributes: { type: "button" }, on: { click: () => sort(column) } }, visible(column.name))),
   );

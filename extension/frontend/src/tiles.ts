@@ -1,7 +1,7 @@
 // Windows of large matrices, as `llama_loupe/tiles.py` answers for them.
 
 import type { Context } from "./context";
-import { type Cells, type Window, edges, whole } from "./grid";
+import { type Cells, type Window, edges, even, whole } from "./grid";
 import { type Pool, matrix } from "./heatmap";
 
 const TILE = 256; // cells along a side, at the most
@@ -16,7 +16,7 @@ function larger(a: number, b: number): number {
 export function coarser(cells: Cells, rows: number, columns: number, pool: Pool): Cells {
   const [tall, wide] = [cells.rows.length - 1, cells.columns.length - 1];
   if (tall <= rows && wide <= columns) return cells;
-  const [down, across] = [edges(0, tall, rows), edges(0, wide, columns)];
+  const [down, across] = [edges(0, tall, even(tall, rows)), edges(0, wide, even(wide, columns))];
   const values = new Float64Array((down.length - 1) * (across.length - 1));
   for (let i = 0, at = 0; i + 1 < down.length; i++)
     for (let j = 0; j + 1 < across.length; j++, at++) {
@@ -49,7 +49,7 @@ export class Tiles {
   async cells(about: object, height: number, width: number, window: Window, rows: number, columns: number, pool: Pool, part = "values"): Promise<Cells> {
     const small = height <= TILE && width <= TILE;
     const { top, bottom, left, right } = small ? whole(height, width) : window;
-    const size = { rows: Math.min(TILE, bottom - top), columns: Math.min(TILE, right - left) };
+    const size = { rows: even(bottom - top, TILE), columns: even(right - left, TILE) };
     const tile = await this.ask({ ...about, top, bottom, left, right, ...size, pool: small ? "max" : pool });
     const values = tile[part].data;
     if (small) return matrix(values, width)(window, rows, columns, pool);

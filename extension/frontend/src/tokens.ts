@@ -1,9 +1,11 @@
 // The text of a run: each token a button in the colour of a measure, and what was likely in its place.
 
-import { BAD, type Scale, type ScaleName, colourOf, colours, css, limits, scaleOver, valueAt } from "./colour";
+import { statusLine } from "./canvas";
+import { SCALES, type Scale, type ScaleName, colourOf, colours, css, inkOn, limits, scaleOver, valueAt } from "./colour";
 import { type Context, type Draw, empty } from "./context";
-import { choice, fill, h, number, quoted, set, visible } from "./dom";
+import { choice, fill, h, number, quoted, sentence, set, visible } from "./dom";
 import { exactly } from "./heatmap";
+import { Legend } from "./legend";
 import { onTheme, themeOf } from "./theme";
 import type { NumberArray } from "./wire";
 
@@ -31,64 +33,25 @@ interface Payload {
   code: string | null;
 }
 
-const SCALES = [["linear", "linear"], ["sqrt", "square root"], ["log", "log"]] as const;
-
 /** From numbers to colours that begin at the page's own ground, so that text on them is read. */
 export class Ramp {
   private readonly scale: Scale;
-  private readonly table: Uint32Array;
+  readonly colours: Uint32Array;
 
-  /**
-   * `side` of the diverging map: 1 is warm, -1 cool. `sign` -1: the smallest are the strongest.
-   * `counts`: log is that of 1 + value.
-   */
-  constructor(low: number, high: number, name: ScaleName, dark: boolean, side = 1, private readonly sign = 1, private readonly counts = false) {
+  /** `side` of the diverging map: 1 is warm, -1 cool. `sign` -1: the smallest are the strongest. */
+  constructor(low: number, high: number, name: ScaleName, dark: boolean, side = 1, private readonly sign = 1) {
     this.scale = sign < 0 ? scaleOver(-high, -low, false, name) : scaleOver(low, high, false, name);
     const both = colours("diverging", dark);
-    this.table = Uint32Array.from({ length: 256 }, (_, i) => both[Math.round(127.5 + side * (0.5 + 0.42 * i))]);
-    if (counts && name === "log") this.scale = { ...this.scale, name: "linear", low: Math.log1p(low), high: Math.log1p(high) || 1 };
-    else this.counts = false;
+    this.colours = Uint32Array.from({ length: 256 }, (_, i) => both[Math.round(127.5 + side * (0.5 + 0.42 * i))]);
   }
 
   colour(value: number): number {
-    if (!Number.isFinite(value)) return BAD;
-    return colourOf(this.scale, this.table, this.counts ? Math.log1p(value) : this.sign * value);
+    return colourOf(this.scale, this.colours, this.sign * value);
   }
 
   /** The value that has `part` of the full colour. */
   at(part: number): number {
-    const value = valueAt(this.scale, part);
-    return this.counts ? Math.expm1(value) : this.sign * value;
-  }
-
-  get colours(): Uint32Array {
-    return this.table;
-  }
-}
-
-/** Black or white, whichever has more contrast (WCAG 2's relative luminance). */
-export function inkFor(colour: number): string {
-  const [r, g, b] = [0, 8, 16].map((shift) => (((colour >> shift) & 255) / 255) ** 2.2);
-  return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.18 ? "#000" : "#fff";
-}
-
-/** A colour bar with numbers. */
-export class Legend {
-  private readonly bar = h("canvas", { class: "loupe-bar", attributes: { width: 256, height: 1, "aria-hidden": "true" } });
-  private readonly parts = [h("span"), h("span"), h("span")];
-  readonly element = h("div", { class: "loupe-legend" }, this.parts[0], this.bar, this.parts[1], this.parts[2]);
-
-  show(ramp: Ramp, text: string, bad: number, more = ""): void {
-    const context = this.bar.getContext("2d")!;
-    const image = context.createImageData(256, 1);
-    new Uint32Array(image.data.buffer).set(ramp.colours);
-    context.putImageData(image, 0, 0);
-    // What a logarithm and its inverse leave of a whole number is rounded away.
-    const at = (part: number) => number(Number(ramp.at(part).toPrecision(7)));
-    fill(this.parts[0], at(0));
-    fill(this.parts[1], at(1));
-    const middle = `${at(0.5)} in the middle`;
-    fill(this.parts[2], `${text}, ${middle}${more && ` · ${more}`}${bad ? ` · ${bad.toLocaleString("en")} not finite ` : ""}`, bad > 0 && h("i", { class: "loupe-bad" }));
+    return this.sign * valueAt(this.scale, part);
   }
 }
 
@@ -124,7 +87,7 @@ export function shown(text: string, most = 200): string {
 }
 
 const isNorm = ({ text }: Measure) => text.startsWith("norm");
-const scaleFor = (measure: Measure): ScaleName => (measure.name === "rank" ? "log" : isNorm(measure) ? "sqrt" : "linear");
+const scaleFor = (measure: Measure): ScaleName => (measure.name === "rank" ? "counts" : isNorm(measure) ? "sqrt" : "linear");
 
 export const tokens: Draw = (element, context) => {
   const payload: Payload = context.payload;
@@ -140,7 +103,7 @@ export const tokens: Draw = (element, context) => {
 
   const legend = new Legend();
   const meaning = h("div", { class: "loupe-where" });
-  const status = h("div", { class: "loupe-status", attributes: { "aria-live": "polite" } });
+  const status = statusLine();
   const layerPlace = h("span");
   const scalePlace = h("span");
   const buttons = payload.tokens.map((piece, at) =>
@@ -177,7 +140,9 @@ export const tokens: Draw = (element, context) => {
     if (!measure) return;
     const items = measure.layers.map((each) => [String(each), String(each)] as const);
     fill(layerPlace, items.length > 0 && choice("layer", items, String(layer()), (value) => choose(Number(value))));
-    fill(scalePlace, choice("scale", SCALES, scale, (value) => {
+    // The logarithm of a rank is that of one more.
+    const scales = measure.name === "rank" ? SCALES.map(([name, text]) => [name === "log" ? "counts" : name, text] as const) : SCALES;
+    fill(scalePlace, choice("scale", scales, scale, (value) => {
       scale = value as ScaleName;
       paint();
     }));
@@ -197,7 +162,7 @@ export const tokens: Draw = (element, context) => {
     } catch (error) {
       if (wanted !== measure) return;
       values = null;
-      fill(status, (error as Error).message);
+      fill(status, sentence(error));
       paint();
       return;
     }
@@ -213,15 +178,15 @@ export const tokens: Draw = (element, context) => {
     // Norms are far from zero, and of the first token often far from the others'.
     const norm = !!measure && isNorm(measure);
     const ends = norm ? [low, high] : [Math.min(0, low), Math.max(0, high)];
-    const ramp = new Ramp(ends[0], ends[1], scale, themeOf(element.closest(".loupe")!).dark, norm ? -1 : 1, sign, measure?.name === "rank");
+    const ramp = new Ramp(ends[0], ends[1], scale, themeOf(element).dark, norm ? -1 : 1, sign);
     for (const [at, made] of buttons.entries()) {
       const here = !!known?.[at];
       const colour = here ? ramp.colour(numbers![at]) : 0;
       made.style.backgroundColor = here ? css(colour) : "";
-      made.style.color = here ? inkFor(colour) : "";
+      made.style.color = here ? inkOn(colour) : "";
       made.classList.toggle("loupe-none", !here);
     }
-    if (measure) legend.show(ramp, `${measure.text}${measure.unit && `, ${measure.unit}`}`, bad);
+    if (measure) legend.show(ramp.colours, (part) => ramp.at(part), `${measure.text}${measure.unit && `, ${measure.unit}`}`, bad);
   }
 
   // What is told of: the token under the pointer, else that with the focus, else the chosen one.
@@ -231,7 +196,7 @@ export const tokens: Draw = (element, context) => {
   const inside = (at: number | null) => (at !== null && at < buttons.length ? at : null);
   function say(): void {
     const at = about();
-    expected.show(at);
+    expected.show(at ?? buttons.length - 1);
     if (at === null) return fill(status, measure ? "Point at a token to see its number; choose it for all views." : "");
     const name = `Token ${at} ${quoted(payload.tokens[at])}`;
     if (!measure || !values) return fill(status, name);
@@ -337,19 +302,19 @@ class Expected {
   private readonly list = h("div");
   readonly element = h("div", { class: "loupe-expected" }, this.title, this.list);
   private readonly known = new Map<number, any>();
-  private at: number | null | undefined;
+  private at: number | undefined;
   private later: ReturnType<typeof setTimeout> | undefined;
 
   constructor(private readonly context: Context, private readonly payload: Payload) {
     context.signal.addEventListener("abort", () => clearTimeout(this.later));
   }
 
-  show(at: number | null): void {
+  show(at: number): void {
     if (at === this.at || !this.payload.tops) return;
     this.at = at;
     clearTimeout(this.later);
-    if (at === null || at === 0) {
-      fill(this.title, at === null ? "At a token stands here what the model expected in its place." : "Nothing stands before the first token, so nothing was expected.");
+    if (at < 1) {
+      fill(this.title, "Nothing stands before the first token, so nothing was expected.");
       return fill(this.list);
     }
     if (this.known.has(at)) this.draw(at);
@@ -365,7 +330,7 @@ class Expected {
       if (at === this.at) this.draw(at);
     } catch (error) {
       if (at !== this.at) return;
-      fill(this.title, (error as Error).message);
+      fill(this.title, sentence(error));
       fill(this.list);
     }
   }

@@ -1,5 +1,5 @@
 import { expect, test } from "vitest";
-import { type Axis, called, chosen, follow, marks, sorted } from "../src/result";
+import { type Axis, called, chosen, follow, sorted } from "../src/result";
 
 const nothing = { row: 0, token: null, layer: null, head: null };
 
@@ -50,11 +50,4 @@ test("rows are sorted, what is no number last", () => {
   expect(sorted(column, true)).toEqual([2, 3, 0, 1]);
   expect(sorted(column, false)).toEqual([0, 2, 3, 1]);
   expect(sorted({ name: "n", texts: ["a.10", "a.9", "b"], order: null }, false)).toEqual([1, 0, 2]);
-});
-
-test("marks are round numbers within the limits", () => {
-  expect(marks(-2.8, 16.6, "linear")).toEqual([0, 5, 10, 15]);
-  expect(marks(0, 0.7, "sqrt")).toEqual([0, 0.2, 0.4, 0.6]);
-  expect(marks(-50, 1000, "log")).toEqual([0, 1000, 100, 10, -10, 1, -1]);
-  for (const scale of ["linear", "sqrt", "log"] as const) expect(marks(0, 0, scale)).toEqual([0]);
 });

@@ -13,9 +13,9 @@ from llama_jax.model import parameters
 from llama_jax.points import point_of
 from llama_loupe import image
 from llama_loupe.selection import Selection
-from llama_loupe.tiles import TILE, Matrix, asked, tile
+from llama_loupe.tiles import Matrix, asked, tile, whole
 from llama_loupe.view import Question, View, ViewError, integer
-from llama_loupe.views.tokens import bounded, pieces
+from llama_loupe.views.rows import pieces, row_of
 
 __all__ = ["Compare", "compare"]
 
@@ -32,15 +32,11 @@ class Compare(View):
     def __init__(self, a: Any, b: Any, row: int, selection: Selection | None) -> None:
         self.a, self.b = a, b
         self.comparison = a if b is None else analysis.compare(a, b)
-        if b is None:
-            super().__init__(f"Compare: {len(a)} differences", selection)
-        else:
-            super().__init__(f"Compare {_label(a)} (a) with {_label(b)} (b)", selection)
+        said = f": {len(a)} differences" if b is None else f" {_label(a)} (a) with {_label(b)} (b)"
         self.runs = isinstance(a, Run)
-        batch = len(a.lengths) if self.runs else 1
-        if not -batch <= row < batch:
-            raise IndexError(f"Row {row}; these runs have {batch}.")
-        self.batch, self.row = batch, row % batch
+        self.batch = len(a.lengths) if self.runs else 1
+        self.row = row_of(row, self.batch, "batch")
+        super().__init__(f"Compare{said}", selection, self.row if self.runs else None)
         self.rows = {difference.name: difference for difference in self.comparison}
         self.slots = [] if self.runs or b is None else [parameters(x.model) for x in (a, b)]
 
@@ -127,10 +123,10 @@ class Compare(View):
         """The tokens of a row in a, and in b where they differ."""
         length = int(self.a.lengths[row])
         differ = np.flatnonzero(self.a.tokens[row, :length] != self.b.tokens[row, :length])
-        other = bounded(pieces(self.b, row))
+        other = pieces(self.b, row)
         return {
             "length": length,
-            "tokens": bounded(pieces(self.a, row)),
+            "tokens": pieces(self.a, row),
             "differ": len(differ),
             "positions": differ[:MOST_TOKENS].astype(np.int32),
             "others": [other[at] for at in differ[:MOST_TOKENS].tolist()],
@@ -188,24 +184,10 @@ class Compare(View):
                 continue
             form = data["forms"][key]
             length = data["prompt"]["length"] if data["prompt"] else 0
-            height, width = form["height"] or length, form["width"] or length
+            shape = form["height"] or length, form["width"] or length
             heads = range(form["heads"] or 1)
             for head in sorted(heads, key=lambda head: head != spot[1]):
-                yield (
-                    "tile",
-                    {
-                        "name": name,
-                        "row": self.row,
-                        "head": head,
-                        "top": 0,
-                        "left": 0,
-                        "bottom": height,
-                        "right": width,
-                        "rows": min(TILE, height),
-                        "columns": min(TILE, width),
-                        "pool": "max",
-                    },
-                )
+                yield "tile", {"name": name, "row": self.row, "head": head, **whole(shape)}
 
     def cells(self) -> image.Cells | None:
         """b - a of what changed most."""

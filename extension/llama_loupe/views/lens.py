@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -18,8 +18,9 @@ from llama_jax.model import leaves_of, readout
 from llama_jax.points import point_of
 from llama_loupe import image
 from llama_loupe.selection import Selection
-from llama_loupe.view import Question, View, ViewError, f32, integer
-from llama_loupe.views.tokens import bounded, pieces, statistics, wide
+from llama_loupe.view import Kept, Question, View, ViewError, f32, integer
+from llama_loupe.views.rows import LONGEST, bounded, numbered, pieces, texts_of, widened
+from llama_loupe.views.tokens import statistics
 
 __all__ = ["Lens", "lens"]
 
@@ -49,12 +50,10 @@ class Lens(View):
     def __init__(
         self, lens: analysis.LogitLens | None, run: Run, row: int, selection: Selection | None
     ) -> None:
-        super().__init__(f"Logit lens: {run!r}", selection)
-        if not -len(run.lengths) <= row < len(run.lengths):
-            raise IndexError(f"Row {row}; this run has {len(run.lengths)}.")
-        self.run, self.row = run, row % len(run.lengths)
-        self._blocks: dict[Sequence[int], dict[str, np.ndarray]] = {}
-        self._column: tuple[int, Any] = (-1, None)
+        self.run, self.row = run, numbered(run, row)
+        super().__init__(f"Logit lens: {run!r}", selection, self.row)
+        self._blocks = Kept[dict[str, np.ndarray]](64)
+        self._logits = Kept[Any](1)
         if lens is None:
             self.name = "empty"  # type: ignore[misc]
             return
@@ -64,7 +63,7 @@ class Lens(View):
         # Behind a row's end the lens means nothing.
         self.columns = np.flatnonzero(lens.positions[self.row] < self.length)
         self.positions = lens.positions[self.row][self.columns]
-        self.texts = bounded(pieces(run, self.row))
+        self.texts = pieces(run, self.row)
         last = f"layers.{run.config.num_hidden_layers - 1}.resid_post"
         whole = last in run.captures and run.captures[last].whole
         # Of what the divergence is measured to, at the lens' own positions.
@@ -133,19 +132,11 @@ class Lens(View):
         texts = self._texts(found["ids"].ravel(), SHOWN)
         return {**{name: found[name] for name in found if name != "ids"}, "texts": texts}
 
-    def _texts(self, ids: np.ndarray, most: int = 100) -> list[str]:
-        llama = self.lens.llama
-        known = llama.tokenizer is not None
-        texts = llama.pieces(ids) if known else [str(token) for token in ids.tolist()]
-        return [text if len(text) <= most else text[: most - 1] + "…" for text in texts]
+    def _texts(self, ids: np.ndarray, most: int = LONGEST) -> list[str]:
+        return bounded(texts_of(self.lens.llama, ids), most)
 
     def _block(self, columns: Int[np.ndarray, " P"]) -> dict[str, np.ndarray]:
-        key = tuple(columns.tolist())
-        if key not in self._blocks:
-            if len(self._blocks) >= 64:
-                del self._blocks[next(iter(self._blocks))]
-            self._blocks[key] = self._computed(columns)
-        return self._blocks[key]
+        return self._blocks.get(tuple(columns.tolist()), lambda: self._computed(columns))
 
     def _computed(self, columns: Int[np.ndarray, " P"]) -> dict[str, np.ndarray]:
         following = np.minimum(self.positions[columns] + 1, self.length - 1)
@@ -176,14 +167,7 @@ class Lens(View):
     def _cell(self, token: int, layer: int) -> dict[str, Any]:
         """The likeliest tokens of a cell and the one that came next, through all layers."""
         column = int(np.flatnonzero(self.positions == token)[0])
-        if self._column[0] != column:
-            # As a part of its block, so that the numbers are those of the cells.
-            start = column - column % BLOCK
-            columns = np.arange(start, min(start + BLOCK, len(self.columns)))
-            leaves, structure = leaves_of(self.lens.llama.model)
-            found = _logits_of(structure, leaves, self._streams(columns), column - start)
-            self._column = (column, found)
-        logits = self._column[1]
+        logits = self._logits.get(column, lambda: self._column(column))
         count = min(LIKELIEST, logits.shape[-1])
         ids = np.asarray(jax.lax.top_k(logits[layer], count)[1])
         following = None
@@ -201,6 +185,13 @@ class Lens(View):
             "probabilities": probabilities,
             "ranks": ranks,
         }
+
+    def _column(self, column: int) -> Float[Array, "L V"]:
+        """As a part of its block, so that the numbers are those of the cells."""
+        start = column - column % BLOCK
+        streams = self._streams(np.arange(start, min(start + BLOCK, len(self.columns))))
+        leaves, structure = leaves_of(self.lens.llama.model)
+        return _logits_of(structure, leaves, streams, column - start)
 
     def questions(self) -> Iterator[Question]:
         if self.name == "empty":
@@ -311,6 +302,6 @@ def _paths(
     logits: Float[Array, "L V"], ids: Int[Array, " n"]
 ) -> tuple[Float[Array, "n L"], Float[Array, "n L"]]:
     """Probability and rank of tokens through the layers."""
-    own = jax.nn.log_softmax(wide(logits))[:, ids].T
+    own = jax.nn.log_softmax(widened(logits))[:, ids].T
     ranks = jax.lax.map(lambda token: jnp.sum(logits > logits[:, token, None], axis=1), ids)
     return jnp.exp(own), jnp.where(jnp.isnan(own), jnp.nan, ranks)

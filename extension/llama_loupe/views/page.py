@@ -14,6 +14,7 @@ from llama_loupe.views.attention import attention
 from llama_loupe.views.lens import lens
 from llama_loupe.views.residual import residual
 from llama_loupe.views.results import result
+from llama_loupe.views.rows import numbered
 from llama_loupe.views.tokens import tokens
 
 __all__ = ["Page", "page"]
@@ -38,8 +39,9 @@ class Page(View):
         views: Sequence[tuple[str, View]],
         missing: Sequence[str],
         selection: Selection,
+        row: int | None = None,
     ) -> None:
-        super().__init__(title, selection)
+        super().__init__(title, selection, row)
         self.views, self.missing = views, missing
 
     @property
@@ -72,7 +74,8 @@ def page(run: Run, *, row: int = 0, selection: Selection | None = None) -> Page:
     likeliest next token, and the residual stream. What is not captured is named, with the line of
     code that captures everything.
     """
-    selection = Selection() if selection is None else selection
+    row = numbered(run, row)
+    selection = Selection(row=row) if selection is None else selection
     last = int(run.lengths[row]) - 1
     if selection.token is None:
         selection.token = last
@@ -105,7 +108,7 @@ def page(run: Run, *, row: int = 0, selection: Selection | None = None) -> Page:
         else:
             view.title = TITLES.get(place, view.title)
             views.append((place, view))
-    return Page(repr(run), views, missing, selection)
+    return Page(repr(run), views, missing, selection, row)
 
 
 def _code() -> str:

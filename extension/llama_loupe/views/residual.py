@@ -12,12 +12,10 @@ import numpy as np
 from llama_jax import Run
 from llama_jax.analysis import Decomposition
 from llama_jax.analysis.needs import held
-from llama_jax.capture import positions_of
-from llama_jax.model.product import wide
 from llama_loupe.selection import Selection
 from llama_loupe.view import Question, View, f32, integer
 from llama_loupe.views.results import WHOLE, Axis, Chart, Charts, Reading
-from llama_loupe.views.tokens import pieces
+from llama_loupe.views.rows import norms, pieces, positions, row_of, widened
 
 __all__ = ["Residual", "residual"]
 
@@ -40,11 +38,12 @@ class Residual(Charts):
     def __init__(
         self,
         reading: Reading,
+        row: int,
         start: int,
         note: Mapping[str, str],
         selection: Selection | None,
     ) -> None:
-        super().__init__(reading, selection)
+        super().__init__(reading, selection, row)
         self.start, self.note = start, note
 
     def data(self) -> dict[str, Any]:
@@ -107,9 +106,7 @@ def residual(
             f"loupe.residual(llama.run(prompt, capture={WRITES}))."
         )
     rows = len(run.values if isinstance(run, Decomposition) else run.lengths)
-    if not -rows <= row < rows:
-        raise IndexError(f"Row {row}; there {'is' if rows == 1 else 'are'} {rows}.")
-    row %= rows
+    row = row_of(row, rows, type(run).__name__)
     if isinstance(run, Decomposition):
         charts, axes, note = _parts(run, row)
         texts, length = run.pieces, max(map(int, run.along("position"))) + 1
@@ -126,10 +123,10 @@ def residual(
             at = position + length if position < 0 else position
             if at not in known:
                 raise IndexError(f"Position {position}; there are {known[0]} to {known[-1]}.")
-            selection = Selection(row=row) if selection is None else selection
+            selection = Selection() if selection is None else selection
             selection.token = at
     reading = Reading(title=title, said=said, charts=charts, axes=axes, pieces=texts)
-    return Residual(reading, len(known) - 1, note, selection)
+    return Residual(reading, row, len(known) - 1, note, selection)
 
 
 Found = tuple[list[Chart], dict[str, Axis], dict[str, str]]
@@ -142,19 +139,20 @@ def _parts(found: Run | Decomposition, row: int) -> Found:
         whole = found.values
 
         def part(name: int | str) -> Any:
-            return whole[:, :, names.index(name)]
+            return whole[row, :, names.index(name)]
     else:
-        names, at = list(_components(found)), list(range(int(found.lengths[row])))
+        points = _components(found)
+        names, at = list(points), list(range(int(found.lengths[row])))
 
         def part(name: int | str) -> Any:
-            return found[_components(found)[str(name)]]
+            return found.captured[points[str(name)]][row]
 
-    stream, norms = 0.0, []
+    stream, lengths = 0.0, []
     for name in names:
         stream, *both = _written(stream, part(name))
-        norms.append([f32(norm)[row, : len(at)] for norm in both])
-    written, accumulated = np.stack(norms, 1)
-    along = np.stack([f32(_along(part(name), stream))[row, : len(at)] for name in names])
+        lengths.append([f32(length)[: len(at)] for length in both])
+    written, accumulated = np.stack(lengths, 1)
+    along = np.stack([f32(_along(part(name), stream))[: len(at)] for name in names])
     with np.errstate(invalid="ignore", divide="ignore"):
         share = along / accumulated[-1] ** 2
         cosine = along / (written * accumulated[-1])
@@ -189,12 +187,12 @@ def _norms(run: Run, row: int) -> Found:
     charts: list[Chart] = []
     axes: dict[str, Axis] = {}
     for (title, axis), names in points.items():
-        norms = {name: norm for name, point in names.items() if (norm := _norm(run, point, row))}
-        if not norms:
+        known = {name: norm for name, point in names.items() if (norm := _norm(run, point, row))}
+        if not known:
             continue
         # All charts are of the same positions, and those of layers of the same layers.
-        at = axes.setdefault("position", Axis(next(iter(norms.values()))[0])).names
-        same = {name: values for name, (own, values) in norms.items() if own == at}
+        at = axes.setdefault("position", Axis(next(iter(known.values()))[0])).names
+        same = {name: values for name, (own, values) in known.items() if own == at}
         if same and axes.setdefault(axis, Axis(list(same))).names == list(same):
             values = np.stack(list(same.values()))
             charts.append(Chart(title, values, (axis, "position"), title, scale="sqrt"))
@@ -206,17 +204,13 @@ def _norms(run: Run, row: int) -> Found:
 
 def _norm(run: Run, point: str, row: int) -> tuple[list[int], np.ndarray] | None:
     """A row's positions, and the norms there, as far as the run holds them."""
-    capture, length = run.captures.get(point), int(run.lengths[row])
+    capture = run.captures.get(point)
     if capture is None or capture.reduce not in (None, "last", "norm"):
         return None
-    at = list(range(length))
-    if capture.reduce == "last":
-        at = [length - 1]
-    elif capture.positions is not None:
-        at = positions_of(capture.positions, run.lengths, point)[row].tolist()
-    values = run[point]
-    norms = f32(values if capture.reduce == "norm" else _length(values))
-    return at, norms[row, : len(at)]
+    values, at = run.captured[point][row], positions(run, point, row)
+    inside = at < run.lengths[row]
+    found = f32(values if capture.reduce == "norm" else norms(values))
+    return at[inside].tolist(), found[inside]
 
 
 def _components(run: Run) -> dict[str, str]:
@@ -228,14 +222,9 @@ def _components(run: Run) -> dict[str, str]:
 
 
 @jax.jit
-def _length(vectors: Any) -> Any:
-    return jnp.linalg.norm(vectors.astype(wide(vectors.dtype)), axis=-1)
-
-
-@jax.jit
 def _written(stream: Any, part: Any) -> tuple[Any, Any, Any]:
-    stream = stream + part.astype(wide(part.dtype))
-    return stream, _length(part), _length(stream)
+    stream = stream + widened(part)
+    return stream, norms(part), norms(stream)
 
 
 @jax.jit

@@ -32,6 +32,7 @@ from llama_loupe import image, tiles
 from llama_loupe.arrays import cuts
 from llama_loupe.selection import Selection
 from llama_loupe.view import Question, View, ViewError, f32, integer
+from llama_loupe.views.rows import bounded, widened
 
 __all__ = ["Axis", "Chart", "Charts", "Reading", "Sheet", "result"]
 
@@ -79,8 +80,10 @@ class Charts(View):
 
     name = "result"
 
-    def __init__(self, reading: Reading, selection: Selection | None) -> None:
-        super().__init__(reading.title, selection)
+    def __init__(
+        self, reading: Reading, selection: Selection | None, row: int | None = None
+    ) -> None:
+        super().__init__(reading.title, selection, row)
         self.reading = reading
         self.charts = [chart for chart in reading.charts if math.prod(_shape(chart))]
         if not self.charts:
@@ -93,7 +96,7 @@ class Charts(View):
         used = dict.fromkeys(axis for chart in self.charts for axis in chart.axes)
         return {
             "facts": reading.facts,
-            "pieces": None if reading.pieces is None else list(reading.pieces),
+            "pieces": None if reading.pieces is None else bounded(reading.pieces),
             "axes": {name: _axis(name, reading.axes[name]) for name in used},
             "charts": [_chart(chart) for chart in self.charts],
         }
@@ -120,10 +123,11 @@ class Charts(View):
 
     def _slice(self, number: int, at: tuple[int, ...]) -> dict[str, Any]:
         """What a page asks for a slice in one tile."""
-        height, width = _matrix(self.charts[number], at).shape
-        window = {"top": 0, "left": 0, "bottom": height, "right": width}
-        cells = {"rows": min(height, tiles.TILE), "columns": min(width, tiles.TILE)}
-        return {"chart": number, "at": list(at), **window, **cells, "pool": "max"}
+        return {
+            "chart": number,
+            "at": list(at),
+            **tiles.whole(_matrix(self.charts[number], at).shape),
+        }
 
     def cells(self) -> image.Cells | None:
         if not self.charts or math.prod(_shape(self.charts[0])) < 2:
@@ -462,7 +466,7 @@ def _chart(chart: Chart) -> dict[str, Any]:
 @functools.partial(jax.jit, static_argnames="count")
 def _surveyed(values: Any, count: int) -> tuple[Any, ...]:
     """Where in which row the entries of the largest magnitude are, and the limits of all."""
-    values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
+    values = widened(values)
     finite = jnp.isfinite(values)
     size = jnp.where(finite, jnp.abs(values), -1).reshape(-1, values.shape[-1])
     inside = min(count, size.shape[1])

@@ -12,33 +12,22 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from llama_jax import Capture, Generation, Llama, Run, analysis
-from llama_jax.capture import positions_of
+from llama_jax import Capture, Generation, Run, analysis
 from llama_jax.points import point_of
 from llama_loupe import image
 from llama_loupe.selection import Selection
-from llama_loupe.view import Question, View, ViewError, f32, integer, one_of
+from llama_loupe.view import Kept, Question, View, ViewError, f32, integer, one_of
+from llama_loupe.views.rows import bounded, norms, numbered, pieces, positions, widened
 
-__all__ = ["Measure", "Tokens", "bounded", "narrowed", "pieces", "tokens"]
+__all__ = ["Measure", "Tokens", "narrowed", "statistics", "tokens"]
 
 AT_ONCE = 2**24  # logits of one block: 64 MiB in f32
 LIKELIEST = 10
-LONGEST = 100  # characters of one token's text
 # An exported file answers for so many tokens, and so many (layer, token) of what costs a readout.
 EXPORTED = 1024
 EXPORTED_READOUTS = 20_000
 COLUMNS = 64  # tokens in a row of the picture for places that run no scripts
 HINT = 'run = llama.run(prompt, logits="all")'
-
-
-def pieces(run: Run, row: int) -> list[str]:
-    """The text of each token of a row; its number where there is no tokenizer."""
-    return _texts(run.llama, run.tokens[row, : int(run.lengths[row])])
-
-
-def bounded(texts: Sequence[str]) -> list[str]:
-    """Texts of tokens, each cut to what a page shows of it."""
-    return [text if len(text) <= LONGEST else text[: LONGEST - 1] + "…" for text in texts]
 
 
 def narrowed(run: Run, row: int, points: Sequence[str], columns: Int[np.ndarray, " P"]) -> Run:
@@ -50,7 +39,7 @@ def narrowed(run: Run, row: int, points: Sequence[str], columns: Int[np.ndarray,
     for name in points:
         kept = run.captured[name]
         found[name] = kept[row, columns][None]
-        at = _positions(run, name, row)[columns]
+        at = positions(run, name, row)[columns]
         captures[name] = Capture(name, positions=tuple(at.tolist()))
     return dataclasses.replace(
         run,
@@ -93,21 +82,16 @@ class Tokens(View):
 
     name = "tokens"
 
-    def __init__(
-        self, run: Run | Generation, row: int, selection: Selection | None, llama: Llama | None
-    ) -> None:
-        super().__init__(f"Tokens: {run!r}", selection)
-        if not -len(run.lengths) <= row < len(run.lengths):
-            raise IndexError(f"Row {row}; this {type(run).__name__} has {len(run.lengths)}.")
-        self.run, self.row = run, row % len(run.lengths)
+    def __init__(self, run: Run | Generation, row: int, selection: Selection | None) -> None:
+        self.run, self.row = run, numbered(run, row)
         self.length = int(run.lengths[self.row])
+        told = repr(run) if isinstance(run, Run) else "Generation"  # whose text is the view
+        super().__init__(f"Tokens: {told}", selection, self.row)
         self.ids = np.asarray(run.tokens[self.row, : self.length])
-        if llama is None and isinstance(run, Run):
-            llama = run.llama
-        self.texts = bounded(_texts(llama, self.ids))
+        self.texts = pieces(run, self.row)
         self.whole = isinstance(run, Run) and run.logits.shape[1] == run.tokens.shape[1]
         self.measures = {measure.name: measure for measure in self._measures()}
-        self._kept: dict[tuple[str, int | None], np.ndarray] = {}
+        self._known = Kept[np.ndarray](64)
 
     def _measures(self) -> Iterator[Measure]:
         run = self.run
@@ -183,11 +167,7 @@ class Tokens(View):
 
     def _values(self, name: str, layer: int | None) -> dict[str, Any]:
         """The number of each token, and of which tokens there is one."""
-        if (name, layer) not in self._kept:
-            if len(self._kept) >= 64:
-                del self._kept[next(iter(self._kept))]
-            self._kept[name, layer] = self._measured(name, layer)
-        found = self._kept[name, layer]
+        found = self._known.get((name, layer), lambda: self._measured(name, layer))
         return {"values": found[0].astype(np.float32), "known": found[1].astype(np.uint8)}
 
     def _measured(self, name: str, layer: int | None) -> np.ndarray:
@@ -208,9 +188,11 @@ class Tokens(View):
                 made[1, 1:] = 1
             return made
         full = name if layer is None else f"layers.{layer}.{name}"
-        at = _positions(self.run, full, self.row)
+        at = positions(self.run, full, self.row)
         inside = at < self.length
-        made[0, at[inside]] = np.asarray(_norms(self.run.captured[full], self.row))[inside]
+        # Of several heads' norms it is that of all together.
+        vectors = self.run.captured[full][self.row]
+        made[0, at[inside]] = f32(norms(vectors.reshape(len(vectors), -1)))[inside]
         made[1, at[inside]] = 1
         return made
 
@@ -229,7 +211,9 @@ class Tokens(View):
                 yield "values", {"measure": measure.name, "layer": None}
         if self.whole:
             chosen = self.selection.token
-            if chosen is not None and 0 < chosen < self.length:
+            if chosen is None or chosen >= self.length:
+                chosen = self.length - 1
+            if chosen:
                 yield "top", {"token": chosen}
             for token in range(1, min(self.length, EXPORTED)):
                 yield "top", {"token": token}
@@ -260,13 +244,7 @@ class Tokens(View):
         return f"{said}, mean loss {known.mean():.3f} nats" if len(known) else said
 
 
-def tokens(
-    run: Run | Generation,
-    *,
-    row: int = 0,
-    selection: Selection | None = None,
-    llama: Llama | None = None,
-) -> Tokens:
+def tokens(run: Run | Generation, *, row: int = 0, selection: Selection | None = None) -> Tokens:
     """The text, each token coloured by a measure that is chosen on the page.
 
     Of the distribution that token t was chosen from, which the model gave after token t - 1: the
@@ -276,9 +254,8 @@ def tokens(
     captured, also with `reduce="norm"`. At a token the page lists the 10 likeliest in its place.
 
     A run with `logits="last"` shows what it has captured, and says what is missing. Of a
-    `Generation` the new tokens are shown, with their log-probabilities and entropies; it has no
-    tokenizer, so `llama` gives the texts. `row` is the row of a batch; raises `IndexError` where
-    there is none, and `TypeError` for what is neither.
+    `Generation` the new tokens are shown, with their log-probabilities and entropies. `row` is the
+    row of a batch; raises `IndexError` where there is none, and `TypeError` for what is neither.
 
     Everything is computed on the device, in blocks of at most 64 MiB of logits; a page gets one
     number a token.
@@ -293,7 +270,7 @@ def tokens(
             f"tokens takes a Run or a Generation, not {type(run).__name__}: "
             "loupe.tokens(llama.run(prompt))."
         )
-    return Tokens(run, row, selection, llama)
+    return Tokens(run, row, selection)
 
 
 HEADED = {f"self_attn.{name}" for name in ("q", "k", "v", "q_rot", "k_rot", "z", "head_out")}
@@ -302,21 +279,6 @@ HEADED = {f"self_attn.{name}" for name in ("q", "k", "v", "q_rot", "k_rot", "z",
 def _layer(name: str) -> tuple[int, ...]:
     """The number in a full name, where it has one."""
     return (int(name.split(".")[1]),) if name.startswith("layers.") else ()
-
-
-def _texts(llama: Llama | None, ids: np.ndarray) -> list[str]:
-    if llama is None or llama.tokenizer is None:
-        return [str(token) for token in ids.tolist()]
-    return llama.pieces(ids) if len(ids) else []
-
-
-def _positions(run: Run, name: str, row: int) -> Int[np.ndarray, " P"]:
-    """Which position of the prompt each entry along T of a capture is."""
-    capture = run.captures[name]
-    chosen = -1 if capture.reduce == "last" else capture.positions
-    if chosen is None:
-        return np.arange(run.tokens.shape[1])
-    return positions_of(chosen, run.lengths, name)[row]
 
 
 def _surprise(run: Run, row: int) -> Float[np.ndarray, "3 T-1"]:
@@ -357,7 +319,7 @@ def statistics(
 
     A rank among logits that are not numbers is NaN. What has probability 0 counts as 0.
     """
-    logits = wide(logits)
+    logits = widened(logits)
     p = jax.nn.log_softmax(logits)
     own = jnp.take_along_axis(p, following[:, None], axis=1)[:, 0]
     larger = logits > jnp.take_along_axis(logits, following[:, None], axis=1)
@@ -365,7 +327,7 @@ def statistics(
     entropy = -_expected(p, p)
     if final is None:
         return own, rank, entropy, None
-    q = jax.nn.log_softmax(wide(final))
+    q = jax.nn.log_softmax(widened(final))
     return own, rank, entropy, _expected(q, q - p)
 
 
@@ -373,15 +335,3 @@ def _expected(p: Float[Array, "R V"], values: Float[Array, "R V"]) -> Float[Arra
     """The mean of `values` under log-probabilities `p`."""
     weights = jnp.exp(p)
     return jnp.sum(jnp.where(weights == 0, 0, weights * values), axis=1)
-
-
-@jax.jit
-def _norms(x: Float[Array, "B P ..."], row: Int[Array, ""]) -> Float[Array, " P"]:
-    """The length of each position's vector; of several heads' norms it is that of all together."""
-    vectors = x[row].reshape(x.shape[1], -1)
-    return jnp.sqrt(jnp.sum(wide(vectors) ** 2, axis=1))
-
-
-def wide(x: Array) -> Array:
-    """In f32 at least."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

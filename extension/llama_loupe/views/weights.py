@@ -17,11 +17,12 @@ from jax.sharding import SingleDeviceSharding
 from tqdm.auto import tqdm
 
 from llama_jax import Llama
+from llama_jax.memory import readable
 from llama_jax.model import parameters
 from llama_loupe import image
 from llama_loupe.arrays import as_matrix, place, pooled
 from llama_loupe.selection import Selection
-from llama_loupe.tiles import TILE, Matrix, asked, tile
+from llama_loupe.tiles import Matrix, asked, even, tile, whole
 from llama_loupe.view import Question, View, ViewError
 
 __all__ = ["Weights", "weights"]
@@ -66,10 +67,11 @@ class Weights(View):
 
     def data(self) -> dict[str, Any]:
         if self.abstract:
-            nbytes = sum(_nbytes(slot.get_value()) for slot in self.slots.values())
+            kept = (slot.get_value() for slot in self.slots.values())
+            nbytes = sum(math.prod(array.shape) * array.dtype.itemsize for array in kept)
             return {
                 "sentence": f"This Llama has shapes and no weights: {len(self.slots)} arrays of "
-                f"{self.entries:,} entries, which would take {nbytes / 2**30:.1f} GiB. Open one "
+                f"{self.entries:,} entries, which would take {readable(nbytes)}. Open one "
                 "that has some:",
                 "code": 'loupe.weights(Llama.from_pretrained("cria"))',
             }
@@ -108,7 +110,7 @@ class Weights(View):
         if not array.is_fully_addressable:
             raise ViewError(f"Parts of {name} are on other hosts, where they stay.")
         shape = as_matrix(array.shape)
-        overview = pooled(array, tuple(min(self.side, size) for size in shape))  # type: ignore
+        overview = pooled(array, tuple(even(size, self.side) for size in shape))  # type: ignore
         cells = overview.cells
         most = np.max(cells, where=np.isfinite(cells), initial=0)
         with np.errstate(invalid="ignore"):
@@ -165,9 +167,7 @@ class Weights(View):
                 yield "look", {"name": name}
         for name in names:
             shape = as_matrix(self.slots[name].get_value().shape)
-            window = {"top": 0, "left": 0, "bottom": shape[0], "right": shape[1]}
-            cells = dict(zip(("rows", "columns"), (min(TILE, n) for n in shape), strict=True))
-            yield "tile", {"name": name, **window, **cells, "pool": "max"}
+            yield "tile", {"name": name, **whole(shape)}
             if self.is_small and min(shape) > 1:
                 yield "singular_values", {"name": name}
 
@@ -255,10 +255,6 @@ def _parts(array: jax.Array) -> list[dict[str, Any]]:
         return []
     listed = sorted(holders.items())[:MOST_PARTS]
     return [{"window": list(key), "devices": ", ".join(devices)} for key, devices in listed]
-
-
-def _nbytes(shape: Any) -> int:
-    return math.prod(shape.shape) * shape.dtype.itemsize
 
 
 @jax.jit
