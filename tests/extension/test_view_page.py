@@ -2,11 +2,12 @@
 
 import sys
 
+import numpy as np
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
 import llama_loupe as loupe
-from llama_jax import Llama, analysis
+from llama_jax import Llama, Replace, analysis
 from llama_loupe.showing import VIEWS, view_of
 from llama_loupe.view import ViewError
 from llama_loupe.views.page import EVERYTHING
@@ -65,6 +66,31 @@ def test_a_question_finds_the_view_that_it_is_for(run):
     for path in ([9], [-1], ["0"], [1, 0]):
         with pytest.raises(ViewError, match="no view at"):
             page.at(path)
+
+
+def test_where_logits_are_nan_no_token_is_named(llama):
+    broken = llama.run(
+        TEXT, EVERYTHING, edits=Replace(("resid_post", 1), lambda x: x.at[:, 3].set(np.nan))
+    )
+    lens = loupe.lens(broken)
+    found = lens.answer("cells", {"from": 0})
+    texts = np.array(found["texts"]).reshape(found["top"].shape)
+    assert (texts[2:, 3:] == "NaN").all() and texts[1, 3] == "NaN"
+    assert (texts == "NaN").sum() == 9
+    assert set(lens.answer("cell", {"token": 4, "layer": 3})["texts"]) == {"NaN"}
+    assert "attribution" not in dict(loupe.page(broken).views)
+
+
+def test_the_page_of_a_row_is_of_that_row(llama):
+    pair = llama.run(["One day", TEXT], EVERYTHING)
+    alone = dict(loupe.page(llama.run(TEXT, EVERYTHING)).views)["attribution"]
+    found = dict(loupe.page(pair, row=1).views)["attribution"]
+    assert found.title == alone.title and found.selection.row == 1
+
+
+def test_nothing_that_was_written_can_be_shown(llama):
+    data, _ = loupe.tokens(llama.generate(TEXT, max_new_tokens=0))._repr_mimebundle_()
+    assert data["text/plain"] and "image/png" not in data
 
 
 def test_a_run_without_its_llama_shows_what_it_can(run, tmp_path):

@@ -74,7 +74,7 @@ export class Heatmap {
   private bad = 0;
   private wanted = 0;
   private side = { width: 0, height: 0 };
-  private gutter = { left: 92, bottom: 64, top: 6, right: 10 };
+  private gutter = { left: 92, bottom: 64, top: 18, right: 10 };
   private frame = 0;
   private problem = "";
 
@@ -267,7 +267,7 @@ export class Heatmap {
     context.strokeStyle = theme.line;
     context.strokeRect(this.gutter.left - 0.5, this.gutter.top - 0.5, side.width + 1, side.height + 1);
     this.paintNumbers(context, table);
-    this.paintAxes(context, theme.ink, theme.font);
+    this.paintAxes(context, theme.ink, theme.faint, theme.font);
     this.paintCursor(context);
     this.paintLegend(table);
   }
@@ -295,13 +295,17 @@ export class Heatmap {
     }
   }
 
-  private paintAxes(context: CanvasRenderingContext2D, ink: string, font: string): void {
+  private paintAxes(context: CanvasRenderingContext2D, ink: string, faint: string, font: string): void {
     const { window, side, source } = this;
     const [dx, dy] = [side.width / (window.right - window.left), side.height / (window.bottom - window.top)];
     context.font = font;
     context.fillStyle = ink;
     context.textBaseline = "middle";
     context.textAlign = "right";
+    context.fillStyle = faint;
+    context.fillText(`${source.rowName} ↓`, this.gutter.left - 6, this.gutter.top / 2, this.gutter.left - 10);
+    context.fillText(`${source.columnName} →`, this.gutter.left - 6, this.gutter.top + side.height + 12, this.gutter.left - 10);
+    context.fillStyle = ink;
     const everyRow = dy >= READABLE;
     const rows = everyRow ? ticks(window.top, window.bottom, Infinity) : ticks(window.top, window.bottom, Math.max(2, side.height / 40));
     for (const row of rows) {

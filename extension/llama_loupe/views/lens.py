@@ -129,11 +129,13 @@ class Lens(View):
     def _cells(self, start: int) -> dict[str, Any]:
         """A block of columns: what each layer would say, and the measures, `[layers, columns]`."""
         found = self._block(np.arange(start, min(start + BLOCK, len(self.columns))))
-        texts = self._texts(found["ids"].ravel(), SHOWN)
+        texts = self._said(found["ids"].ravel(), found["top"].ravel(), SHOWN)
         return {**{name: found[name] for name in found if name != "ids"}, "texts": texts}
 
-    def _texts(self, ids: np.ndarray, most: int = LONGEST) -> list[str]:
-        return bounded(texts_of(self.lens.llama, ids), most)
+    def _said(self, ids: np.ndarray, chances: np.ndarray, most: int = LONGEST) -> list[str]:
+        """The tokens' texts; where the logits are NaN nothing is said."""
+        texts = bounded(texts_of(self.lens.llama, ids), most)
+        return ["NaN" if np.isnan(p) else text for text, p in zip(texts, chances, strict=True)]
 
     def _block(self, columns: Int[np.ndarray, " P"]) -> dict[str, np.ndarray]:
         return self._blocks.get(tuple(columns.tolist()), lambda: self._computed(columns))
@@ -180,7 +182,7 @@ class Lens(View):
         probabilities, ranks = (f32(part)[: len(ids)] for part in _paths(logits, padded))
         return {
             "ids": ids.astype(np.int32),
-            "texts": self._texts(ids),
+            "texts": self._said(ids, probabilities[:, layer]),
             "next": None if following is None else ids.tolist().index(following),
             "probabilities": probabilities,
             "ranks": ranks,

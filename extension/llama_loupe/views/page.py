@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from llama_jax import Run, analysis
 from llama_jax.analysis import MissingPointError
 from llama_loupe import image
@@ -80,8 +82,9 @@ def page(run: Run, *, row: int = 0, selection: Selection | None = None) -> Page:
     if selection.token is None:
         selection.token = last
 
+    [best] = run.top(1, row=row)
+
     def attribution() -> View:
-        [best] = run.top(1, row=row)
         found = analysis.direct_logit_attribution(run, best.token, position=None)
         view = result(found, selection=selection)
         view.title = f"What wrote the logit of {best.text or best.token!r} at each position"
@@ -96,6 +99,8 @@ def page(run: Run, *, row: int = 0, selection: Selection | None = None) -> Page:
     text = tokens(run, row=row, selection=selection)
     text.title = TITLES["tokens"]
     views: list[tuple[str, View]] = [("tokens", text)]
+    if np.isnan(best.probability):  # it is no token's logit
+        del makers["attribution"]
     missing: list[str] = []
     for place, make in makers.items():
         try:

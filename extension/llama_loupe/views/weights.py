@@ -168,7 +168,8 @@ class Weights(View):
         for name in names:
             shape = as_matrix(self.slots[name].get_value().shape)
             yield "tile", {"name": name, **whole(shape)}
-            if self.is_small and min(shape) > 1:
+        for name in names if self.is_small else ():  # of one layer: they take a while
+            if name.startswith(f"layers.{layer}.") and min(self.slots[name].get_value().shape) > 1:
                 yield "singular_values", {"name": name}
 
     def cells(self) -> image.Cells | None:
