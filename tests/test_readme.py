@@ -17,9 +17,11 @@ def test_all_of_its_code_runs(tmp_path, monkeypatch):
         with contextlib.redirect_stdout(io.StringIO()) as lines:
             exec(code, names)
         printed.append(lines.getvalue().splitlines())
-    first, kept, changed, talked, asked, shared = printed
+    first, looked, kept, changed, talked, asked, shared = printed
     assert "token=" in first[0] and "' Mary'" in first[0]
     assert first[1].startswith("(1, 8, ") and len(first) >= 4
+    assert looked[0].startswith("Run(1 x 11 tokens") and "4 layers x 8 heads" in looked[-2]
+    assert int(looked[-1]) == (tmp_path / "run.html").stat().st_size
     assert 0 < float(kept[0].split()[0]) < 1 and kept[-1].startswith("total: ")
     assert (tmp_path / "one-day.run").is_file()
     assert "token=" in changed[0] and changed[-1] == "(1, 15, 192) (192, 256)"
@@ -33,5 +35,6 @@ def test_all_of_its_code_runs(tmp_path, monkeypatch):
 
 def test_every_picture_and_file_that_is_named_exists():
     text = README.read_text("utf-8")
-    for path in re.findall(r"\]\(((?!http)[^)]+)\)", text):
+    pictures = re.findall(r'(?:src|srcset)="([^"]+)"', text)
+    for path in [*pictures, *re.findall(r"\]\(((?!http)[^)]+)\)", text)]:
         assert (README.parent / path).exists(), path
