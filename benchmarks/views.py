@@ -67,8 +67,9 @@ def main() -> None:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium.find())
         cases = [("cria", tokens) for tokens in args.tokens]
-        cases += [("8B", args.large), ("70B", args.large)]
+        cases += [("8B", args.large)]
         makers = [measured(browser, *case, args.repeat) for case in cases]
+        makers.append(pooled(browser, "70B", args.large, args.repeat))
         makers.append(pooled(browser, "8B", args.longest, args.repeat))
         makers.append(one_layer(browser, "cria", args.one_layer, args.repeat))
         for maker in makers:
