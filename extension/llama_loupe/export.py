@@ -29,11 +29,16 @@ def export(view: View, path: str | os.PathLike[str]) -> int:
     The file is interactive as in the notebook, except that nothing new can be computed: it holds
     what the view shows, and up to 8 MiB of what it could be asked. It loads nothing and sends
     nothing, and its content security policy lets no script run but ours, by its hash. Warns above
-    20 MB; raises `TypeError` for what is no view.
+    20 MB; raises `TypeError` for what is no view. A full disk leaves what was there before.
     """
     written = page(view).encode()
     place = pathlib.Path(path)
-    place.write_bytes(written)
+    new = place.with_name(f".{place.name}.new")
+    try:
+        new.write_bytes(written)
+        os.replace(new, place)
+    finally:
+        new.unlink(missing_ok=True)
     if len(written) > LARGE:
         warnings.warn(
             f"{place} has {len(written) / 1e6:.1f} MB, which a browser opens slowly. A shorter "

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from llama_jax.llama import Llama, Prompt
 
-__all__ = ["HeadScores", "head_scores", "repeated_tokens"]
+__all__ = ["SCORES", "HeadScores", "head_scores", "repeated_tokens"]
 
 SCORES = (
     "previous_token",

@@ -163,7 +163,6 @@ def test_a_notebook_that_was_executed_elsewhere_is_drawn(lab, trusted):
     "Command 'filebrowser:open-path' not registered.",
 )
 def test_notebook_7_shows_a_view(page, lab_server):
-    pytest.importorskip("notebook")
     name = write(lab_server.root / "seven.ipynb", OPEN, VIEW)
     page.goto(f"{lab_server.address}/notebooks/{name}?token={lab_server.token}")
     page.wait_for_function("() => !!window.jupyterapp", timeout=60_000)

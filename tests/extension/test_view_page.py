@@ -1,5 +1,6 @@
 """A run on one page, and which view a value is shown by."""
 
+import pathlib
 import sys
 
 import numpy as np
@@ -142,6 +143,21 @@ def test_export_takes_views_alone(run, tmp_path):
     with pytest.raises(TypeError, match=r"such as loupe.attention\(run\), not Run"):
         loupe.export(run, tmp_path / "x.html")
     assert not (tmp_path / "x.html").exists()
+
+
+def test_a_full_disk_leaves_the_old_file(run, tmp_path, monkeypatch):
+    place = tmp_path / "x.html"
+    place.write_text("the old one")
+
+    def full(self, data):
+        with open(self, "wb") as file:
+            file.write(data[:10])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pathlib.Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space"):
+        loupe.export(loupe.tokens(run), place)
+    assert place.read_text() == "the old one" and [*tmp_path.iterdir()] == [place]
 
 
 def test_a_large_file_is_warned_about(run, tmp_path, monkeypatch):

@@ -7,7 +7,6 @@ export interface Context {
   payload: any;
   /** Of two questions for the same slot, which is `what` unless it is named, the later counts. */
   ask(what: string, args?: unknown, slot?: string): Promise<any>;
-  readonly live: boolean;
   selection: Selection;
   /** Chooses for all views, and for Python. */
   select(part: Partial<Chosen>): void;

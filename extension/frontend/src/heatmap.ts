@@ -299,7 +299,6 @@ export class Heatmap {
     const { window, side, source } = this;
     const [dx, dy] = [side.width / (window.right - window.left), side.height / (window.bottom - window.top)];
     context.font = font;
-    context.fillStyle = ink;
     context.textBaseline = "middle";
     context.textAlign = "right";
     context.fillStyle = faint;

@@ -29,9 +29,6 @@ function draw(payload: any, element: HTMLElement, link: Link, selection: Selecti
   const context: Context = {
     payload,
     ask: (what, args = {}, slot) => link.ask(path, what, args, slot),
-    get live() {
-      return link.live;
-    },
     selection,
     select(part) {
       if (selection.set(part)) link.tell({ kind: "select", ...part });
