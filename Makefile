@@ -27,8 +27,12 @@ help:
 	@echo "make frontend    build and test the views' pages (Node.js)"
 	@echo "make clean       remove $(V) and all caches"
 
+# Compiled programs are kept for the next kernel, unless a folder is set.
 lab: $(V)/.lab
-	@JUPYTER_PREFER_ENV_PATH=1 $(PY) -m jupyterlab \
+	@[ -n "$$JAX_COMPILATION_CACHE_DIR" ] || { \
+	  export JAX_COMPILATION_CACHE_DIR="$$($(PY) llama_jax/base/compilation_cache.py)"; \
+	  export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0; }; \
+	JUPYTER_PREFER_ENV_PATH=1 $(PY) -m jupyterlab \
 	  --LabApp.default_url=/lab/tree/$(NOTEBOOK) \
 	  $$([ "$$(id -u)" = 0 ] && echo --allow-root) \
 	  $$([ "$$(uname)" = Darwin ] || [ -n "$$DISPLAY$$WAYLAND_DISPLAY" ] || echo --no-browser) \

@@ -1,6 +1,7 @@
 """Llamas small enough for a test to make many of them, of every architecture variant."""
 
 import contextlib
+import cProfile
 import dataclasses
 
 import jax
@@ -31,6 +32,22 @@ def model(config: LlamaConfig = GQA, seed: int = 0, dtype=jax.numpy.float32) -> 
     made = Model(config, dtype)
     initialize(made, seed, std=0.3)
     return made
+
+
+@contextlib.contextmanager
+def function_calls():
+    """Counts what Python calls meanwhile, as work that no busy machine changes.
+
+    `with function_calls() as calls: ...`, then `calls[0]`.
+    """
+    calls = [0]
+    profile = cProfile.Profile()
+    profile.enable()
+    try:
+        yield calls
+    finally:
+        profile.disable()
+        calls[0] = sum(entry.callcount for entry in profile.getstats())
 
 
 @contextlib.contextmanager

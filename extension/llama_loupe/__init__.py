@@ -12,6 +12,7 @@ import treescope
 from IPython.core.getipython import get_ipython
 from IPython.display import display
 
+from llama_jax.base import compilation_cache
 from llama_jax.text import token_labels
 from llama_loupe import arrays, renderer
 from llama_loupe.export import export
@@ -84,7 +85,11 @@ def load_ipython_extension(ip: InteractiveShell) -> None:
     of each, its statistics and a histogram; a smaller one entry by entry. Of a tree with more than
     four large arrays each is drawn when its node is opened, as long as the kernel is there.
     `%%autovisualize False` at the top of a cell leaves pictures out of its output.
+
+    Compiled programs are kept for the next kernel (`llama_jax.base.compilation_cache`), unless
+    JAX's own settings for that are set.
     """
+    compilation_cache.enable()
     renderer.install(ip)
 
 

@@ -22,7 +22,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import AbstractMesh
 
 from llama_jax.capture import Captures, taps_for, wanted
 from llama_jax.config import LlamaConfig
@@ -31,7 +30,14 @@ from llama_jax.generate import advance
 from llama_jax.memory import device_memory, readable
 from llama_jax.model import CACHE_AXES, Cache, Model, leaf_numbers, parameters, place_of
 from llama_jax.parallel.chips import CHIPS, Chip
-from llama_jax.parallel.mesh import make_mesh, mesh_sizes, parts, sharding, weight_axes
+from llama_jax.parallel.mesh import (
+    abstract_mesh,
+    make_mesh,
+    mesh_sizes,
+    parts,
+    sharding,
+    weight_axes,
+)
 from llama_jax.parallel.placement import bars
 from llama_jax.points import point_of
 from llama_jax.tables import Table
@@ -304,7 +310,7 @@ class _Step:
     present: Sequence[Any] | None  # the devices to compile for
 
     def __post_init__(self) -> None:
-        self.mesh: Any = AbstractMesh(tuple(self.mesh_sizes.values()), tuple(self.mesh_sizes))
+        self.mesh: Any = abstract_mesh(self.mesh_sizes)
         if self.present is not None:
             self.mesh = make_mesh(self.mesh_sizes, self.config, self.present)
         asked = {"decode": 1, "prefill": min(PREFILL, self.context)}

@@ -22,7 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
 from llama_jax.config import LlamaConfig
@@ -32,6 +32,7 @@ __all__ = [
     "RULES",
     "Layout",
     "MeshError",
+    "abstract_mesh",
     "make_mesh",
     "mesh_sizes",
     "parts",
@@ -45,6 +46,8 @@ __all__ = [
 #: What a user may name.
 AXES = ("data", "fsdp", "sequence", "tensor")
 _INSIDE = (*AXES, "group")
+# Always said: what JAX takes for granted has changed between its releases.
+_AUTO = (AxisType.Auto,) * len(_INSIDE)
 
 #: Axes of tensors (those of `llama_jax.points`, and four more) -> axes of the mesh.
 RULES: Mapping[str, tuple[str, ...]] = {
@@ -112,10 +115,19 @@ def make_mesh(
             "XLA_FLAGS=--xla_force_host_platform_device_count=8, set before JAX starts, makes 8 "
             "of a CPU."
         )
-    kinds = (AxisType.Auto,) * len(shape)
     if devices is not None:  # in the order that was given
-        return Mesh(np.array(available[:needed]).reshape(shape), _INSIDE, axis_types=kinds)
-    return jax.make_mesh(shape, _INSIDE, axis_types=kinds, devices=available[:needed])
+        return Mesh(np.array(available[:needed]).reshape(shape), _INSIDE, axis_types=_AUTO)
+    return jax.make_mesh(shape, _INSIDE, axis_types=_AUTO, devices=available[:needed])
+
+
+def abstract_mesh(sizes: Mapping[str, int]) -> AbstractMesh:
+    """A mesh of no devices: shapes can be laid out on it, and programs lowered.
+
+    >>> abstract_mesh(mesh_sizes("tensor=8", LlamaConfig.preset("llama-3.1-8b"))).shape["tensor"]
+    8
+    """
+    shape = tuple(sizes.get(axis, 1) for axis in _INSIDE)
+    return AbstractMesh(shape, _INSIDE, axis_types=_AUTO)
 
 
 def mesh_sizes(given: Mapping[str, int] | str, config: LlamaConfig) -> dict[str, int]:
@@ -148,7 +160,7 @@ def spec(
     With a `shape` an axis that they do not divide stays whole. Raises `MeshError` where two axes
     of one tensor ask for the same axis of the mesh, or one has no rule.
 
-    >>> mesh = jax.sharding.AbstractMesh((2, 1, 1, 4, 1), (*AXES, "group"))
+    >>> mesh = abstract_mesh({"data": 2, "tensor": 4})
     >>> [*spec("B T F", mesh)], [*spec("B T F", mesh, (3, 8, 8))]
     (['data', None, 'tensor'], [None, None, 'tensor'])
     """
@@ -198,7 +210,7 @@ def weight_axes(name: str) -> str:
 def weight_shardings(names: Iterable[str], mesh: Mesh | None) -> dict[str, NamedSharding | None]:
     """Where each parameter lies, by its name; None where there is no mesh. Norms are everywhere.
 
-    >>> mesh = jax.sharding.AbstractMesh((2, 1, 1, 4, 1), (*AXES, "group"))
+    >>> mesh = abstract_mesh({"data": 2, "tensor": 4})
     >>> found = weight_shardings(["layers.0.self_attn.o_proj.weight"], mesh)
     >>> [*found["layers.0.self_attn.o_proj.weight"].spec]
     [None, 'tensor']

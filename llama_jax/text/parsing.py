@@ -140,6 +140,8 @@ def _expressions(source: str) -> list[ast.expr]:
             warnings.simplefilter("ignore")  # of escapes that Python does not know
             tree = ast.parse(source)
     except SyntaxError as error:
+        if "too complex" in str(error.msg):  # Python 3.12 and newer say so in this way
+            raise RecursionError from None
         where = f" at line {error.lineno}, character {error.offset}" if error.lineno else ""
         raise ToolError(f"This is no Python: {error.msg}{where}.") from None
     except (ValueError, MemoryError) as error:

@@ -1,5 +1,4 @@
 import re
-import time
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +6,7 @@ import treescope
 
 from llama_jax import Llama, LlamaConfig
 from llama_jax.model import Model
-from tests.tiny import GQA, model
+from tests.tiny import GQA, function_calls, model
 
 
 def test_equal_layers_are_drawn_once():
@@ -33,12 +32,11 @@ def test_every_copied_path_evaluates_to_what_it_was_copied_from():
         assert eval(f"made{path}") is not None or path == ".mesh", path
 
 
-def test_the_405b_tree_is_drawn_in_seconds_and_without_memory():
-    start = time.perf_counter()
-    llama = Llama.abstract("llama-3.1-405b")
-    page = treescope.render_to_html(llama)
-    # Three seconds are what the notebook's user is promised.
-    assert time.perf_counter() - start < 3
+def test_the_405b_tree_is_drawn_with_little_work_and_without_memory():
+    with function_calls() as calls:
+        llama = Llama.abstract("llama-3.1-405b")
+        page = treescope.render_to_html(llama)
+    assert calls[0] < 3_000_000  # 1.2 million today, about a second
     assert "405,853,388,800" in treescope.render_to_text(llama.model)
     assert len(page) < 50_000
 

@@ -128,7 +128,7 @@ class Lens(View):
 
     def _cells(self, start: int) -> dict[str, Any]:
         """A block of columns: what each layer would say, and the measures, `[layers, columns]`."""
-        found = self._block(np.arange(start, min(start + BLOCK, len(self.columns))))
+        found = self._block_of(start)
         texts = self._said(found["ids"].ravel(), found["top"].ravel(), SHOWN)
         return {**{name: found[name] for name in found if name != "ids"}, "texts": texts}
 
@@ -136,6 +136,14 @@ class Lens(View):
         """The tokens' texts; where the logits are NaN nothing is said."""
         texts = bounded(texts_of(self.lens.llama, ids), most)
         return ["NaN" if np.isnan(p) else text for text, p in zip(texts, chances, strict=True)]
+
+    def _block_of(self, column: int) -> dict[str, np.ndarray]:
+        """The block in which a column stands."""
+        return self._block(self._columns_of(column))
+
+    def _columns_of(self, column: int) -> Int[np.ndarray, " P"]:
+        start = column - column % BLOCK
+        return np.arange(start, min(start + BLOCK, len(self.columns)))
 
     def _block(self, columns: Int[np.ndarray, " P"]) -> dict[str, np.ndarray]:
         return self._blocks.get(tuple(columns.tolist()), lambda: self._computed(columns))
@@ -180,6 +188,14 @@ class Lens(View):
         # Always of one length, which compiles once.
         padded = np.pad(ids, (0, count + 1 - len(ids)), mode="edge")
         probabilities, ranks = (f32(part)[: len(ids)] for part in _paths(logits, padded))
+        # Another program may round the last bit in another way, so what stands in the grid is
+        # taken from there.
+        grid = {name: part[:, column % BLOCK] for name, part in self._block_of(column).items()}
+        in_grid = ids[:, None] == grid["ids"]
+        probabilities = np.where(in_grid, grid["top"], probabilities)
+        if following is not None:
+            probabilities[ids == following] = grid["next"]
+            ranks[ids == following] = grid["rank"]
         return {
             "ids": ids.astype(np.int32),
             "texts": self._said(ids, probabilities[:, layer]),
@@ -190,10 +206,9 @@ class Lens(View):
 
     def _column(self, column: int) -> Float[Array, "L V"]:
         """As a part of its block, so that the numbers are those of the cells."""
-        start = column - column % BLOCK
-        streams = self._streams(np.arange(start, min(start + BLOCK, len(self.columns))))
+        streams = self._streams(self._columns_of(column))
         leaves, structure = leaves_of(self.lens.llama.model)
-        return _logits_of(structure, leaves, streams, column - start)
+        return _logits_of(structure, leaves, streams, column % BLOCK)
 
     def questions(self) -> Iterator[Question]:
         if self.name == "empty":
