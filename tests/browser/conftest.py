@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Iterator
@@ -27,7 +28,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item):
     report = yield
-    item.stash[FAILED] = item.stash.get(FAILED, False) or report.failed
+    for node in (item, item.parent):  # whose page it may be
+        node.stash[FAILED] = node.stash.get(FAILED, False) or report.failed
     return report
 
 
@@ -47,9 +49,9 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
-@pytest.fixture
-def page(browser: Browser, request: pytest.FixtureRequest) -> Iterator[Page]:
-    """An empty page. Fails the test when the page threw an error or asked another machine.
+@contextlib.contextmanager
+def opened(browser: Browser, node: pytest.Item | pytest.Collector) -> Iterator[Page]:
+    """An empty page. Fails when it threw an error or asked another machine.
 
     `@pytest.mark.theirs("…")` names errors that Jupyter throws with none of our code on the page.
     """
@@ -67,13 +69,20 @@ def page(browser: Browser, request: pytest.FixtureRequest) -> Iterator[Page]:
     context.on("request", lambda asked: seen(asked.url))
     page.on("websocket", lambda socket: seen(socket.url))
     yield page
-    theirs = request.node.get_closest_marker("theirs")
+    theirs = node.get_closest_marker("theirs")
     errors = [error for error in errors if not (theirs and error in theirs.args)]
-    if request.node.stash.get(FAILED, False) or errors or strangers:
-        keep(page, request.node.name)
+    if node.stash.get(FAILED, False) or errors or strangers:
+        keep(page, node.name)
     context.close()
     assert not errors
     assert not strangers
+
+
+@pytest.fixture
+def page(browser: Browser, request: pytest.FixtureRequest) -> Iterator[Page]:
+    """A page of the test's own."""
+    with opened(browser, request.node) as page:
+        yield page
 
 
 def keep(page: Page, name: str) -> None:
@@ -93,6 +102,8 @@ def lab_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture
 def lab(page: Page, lab_server: Server, request: pytest.FixtureRequest) -> Iterator[LabPage]:
     """A page of JupyterLab: `lab.open(notebook)` opens what is in `lab.lab.root`."""
-    yield LabPage(page, lab_server)
+    lab = LabPage(page, lab_server)
+    yield lab
+    lab.close()
     if request.node.stash.get(FAILED, False):
         print(lab_server.log.read_text()[-5000:])

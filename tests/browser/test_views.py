@@ -9,6 +9,7 @@ from playwright.sync_api import Page
 import llama_loupe as loupe
 from llama_jax import Ablate, Llama, analysis
 from llama_loupe.views.attention import Attention
+from tests.browser.conftest import opened
 from tests.browser.loupe import show, theme
 
 TEXT = "When Mary and John went to the market, John gave a basket to"
@@ -57,33 +58,47 @@ def view(request, llama, run):
     return MAKERS[request.param](llama, run)
 
 
+@pytest.fixture(scope="module")
+def shown(browser, request, view):
+    """One page for all that is looked at in a view, in the order of this file."""
+    with opened(browser, request.node) as page:
+        show(page, view)
+        page.wait_for_timeout(300)
+        yield page
+
+
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_axe_finds_nothing(page: Page, view, dark):
-    show(page, view, dark)
-    page.wait_for_timeout(300)
-    found = Axe().run(page)
+def test_axe_finds_nothing(shown: Page, dark):
+    theme(shown, dark)
+    found = Axe().run(shown)
     assert not found.response["violations"], found.generate_report()
 
 
-def test_it_is_drawn_again_when_the_theme_changes(page: Page, view):
-    show(page, view)
-    page.wait_for_timeout(300)
-    light = page.screenshot()
-    theme(page, dark=True)
-    page.wait_for_timeout(300)
-    dark = page.screenshot()
+def test_it_is_drawn_again_when_the_theme_changes(shown: Page):
+    theme(shown, dark=False)
+    shown.wait_for_timeout(300)
+    light = shown.screenshot()
+    theme(shown, dark=True)
+    shown.wait_for_timeout(300)
+    dark = shown.screenshot()
     assert light != dark
-    colour = page.evaluate("getComputedStyle(document.querySelector('.loupe')).backgroundColor")
+    colour = shown.evaluate("getComputedStyle(document.querySelector('.loupe')).backgroundColor")
     assert colour == "rgb(17, 17, 17)"
 
 
-def test_everything_can_be_reached_and_seen_by_keyboard(page: Page, view):
-    show(page, view)
-    page.wait_for_timeout(300)
+@pytest.mark.parametrize("width", [420, 1400])
+def test_it_stays_within_its_width(shown: Page, width):
+    shown.set_viewport_size({"width": width, "height": 900})
+    shown.wait_for_timeout(300)
+    assert shown.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_everything_can_be_reached_and_seen_by_keyboard(shown: Page):
+    shown.set_viewport_size({"width": 1200, "height": 900})
     seen = set()
     for _ in range(60):
-        page.keyboard.press("Tab")
-        at = page.evaluate(
+        shown.keyboard.press("Tab")
+        at = shown.evaluate(
             """() => {
               const at = document.activeElement;
               if (at === document.body) return null;
@@ -97,27 +112,18 @@ def test_everything_can_be_reached_and_seen_by_keyboard(page: Page, view):
         assert at[2], f"{at[1]} shows no focus"
         seen.add(at[0])
     clickable = "button, select, input, canvas[tabindex='0'], [tabindex='0']"
-    count = page.locator(clickable).evaluate_all(
+    count = shown.locator(clickable).evaluate_all(
         "all => all.filter(one => one.checkVisibility()).length"
     )
     # A group of tokens or cells is one stop, in which arrows move.
     assert min(count, 60) >= len(seen) > 0
 
 
-def test_it_ends_without_a_trace(page: Page, view):
-    show(page, view)
-    page.wait_for_timeout(200)
-    page.evaluate("() => { window.dispose(); document.getElementById('place').replaceChildren() }")
-    theme(page, dark=True)
-    page.wait_for_timeout(200)
-
-
-@pytest.mark.parametrize("width", [420, 1400])
-def test_it_stays_within_its_width(page: Page, view, width):
-    page.set_viewport_size({"width": width, "height": 900})
-    show(page, view)
-    page.wait_for_timeout(300)
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
+def test_it_ends_without_a_trace(shown: Page):
+    """The last of a view's tests: what it still did afterwards would be an error of the page."""
+    shown.evaluate("() => { window.dispose(); document.getElementById('place').replaceChildren() }")
+    theme(shown, dark=False)
+    shown.wait_for_timeout(200)
 
 
 def test_an_exported_file_works_alone(page: Page, view, tmp_path):
