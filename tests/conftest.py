@@ -1,6 +1,9 @@
 """What all tests share."""
 
 import os
+import random
+
+import pytest
 
 # Before anything imports JAX: tests run on the CPU unless somebody says otherwise.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -15,3 +18,18 @@ from llama_jax.base import compilation_cache  # noqa: E402 (after the flags)
 if folder := compilation_cache.enable():
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--sample", type=int, help="run so many of the tests, drawn by --sample-seed")
+    parser.addoption("--sample-seed", default="0", help="any text; another text draws others")
+
+
+@pytest.hookimpl(trylast=True)  # of what -k and -m left
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    size = config.getoption("--sample")
+    if size is None or size >= len(items):
+        return
+    drawn = set(random.Random(config.getoption("--sample-seed")).sample(range(len(items)), size))
+    config.hook.pytest_deselected(items=[x for i, x in enumerate(items) if i not in drawn])
+    items[:] = [x for i, x in enumerate(items) if i in drawn]

@@ -46,14 +46,32 @@ def test_clean_into_clean_and_steering_by_zero_change_no_bit(llama, clean):
         np.testing.assert_array_equal(llama.run(A, edits=Patch(name, clean)).logits, plain)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_an_edit_of_any_point_is_seen_there_and_changes_what_follows(llama, clean, name):
-    point = name if name in ("embed", "norm.scale", "logits") else (name, 1)
-    if name.startswith("norm."):
-        point = name
-    doubled = llama.run(A, point, edits=Replace(point, lambda x: x * 2))
-    np.testing.assert_array_equal(doubled[point], clean[point] * 2)
-    assert jnp.abs(doubled.logits - clean.logits).max() > 1e-3
+def test_an_edit_of_any_point_is_seen_there(llama, clean):
+    run = llama.run(A, "*", edits=Replace("*", lambda x: jnp.full_like(x, 0.5)))
+    assert run.names == clean.names
+    unread = {"scores": -np.inf, "pattern": 0.0}  # of the future no edit makes a part
+    for name in run.names:
+        kind = name.rpartition(".")[2]
+        expected = np.where(np.tri(12, dtype=bool), 0.5, unread[kind]) if kind in unread else 0.5
+        np.testing.assert_array_equal(
+            run[name], np.broadcast_to(expected, clean[name].shape), err_msg=name
+        )
+
+
+def test_an_edit_of_any_point_changes_what_follows(llama, clean):
+    names = [resolve(name if name in clean.captured else (name, 1), 3)[0] for name in NAMES]
+    rng = np.random.default_rng(0)
+    added = {name: rng.standard_normal(clean[name].shape, np.float32) for name in names}
+
+    for name in names:
+        # One program for all: each point has a strength of its own, of 0 but for one.
+        edits = [Steer(point, by, scale=float(point == name)) for point, by in added.items()]
+        run = llama.run(A, names, edits)
+        assert jnp.abs(run.logits - clean.logits).max() > 1e-3, name
+        expected = clean[name] + added[name]
+        if name.endswith("pattern"):
+            expected = np.tril(expected)
+        np.testing.assert_allclose(run[name], expected, rtol=1e-6, atol=1e-5, err_msg=name)
 
 
 def test_a_head_that_is_ablated_is_a_head_whose_output_weights_are_zero(llama):

@@ -118,7 +118,5 @@ def uses_many_devices(shown: Executed) -> None:
 
 
 SAYS = dict(
-    zip(
-        NOTEBOOKS, (opens_a_llama, asks_it_questions, looks_closer, uses_many_devices), strict=True
-    )
+    zip(NOTEBOOKS, (opens_a_llama, asks_it_questions, looks_closer, uses_many_devices), strict=True)
 )

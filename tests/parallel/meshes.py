@@ -85,6 +85,8 @@ WEIGHTS = {
     },
 }
 MESHES = tuple(WEIGHTS)
+# Between them they cut along every axis; the layout is looked at on all meshes.
+COMPUTED = ("data=2,fsdp=2,tensor=2", "data=2,sequence=2,tensor=4", "tensor=16")
 
 # Of a cache of 3 rows and 128 positions, [B, C, K, H]; there are as many rows as the mesh divides.
 CACHE = {
@@ -158,11 +160,16 @@ def weight_lies(array: jax.Array, name: str, mesh: str) -> None:
     lies(array, *found[0], what=name)
 
 
+def cuts_of(axes: str, mesh: str) -> str:
+    """Along which axes of the mesh a tensor at a point is cut, as in `CACHE`."""
+    return " ".join(POINTS[mesh].get(axis, ("-", 1))[0] for axis in axes.split())
+
+
 def point_lies(array: jax.Array, axes: str, mesh: str, what: str = "") -> None:
     """The same of a tensor at a point, whose sizes the mesh divides."""
-    cuts = [POINTS[mesh].get(axis, ("-", 1)) for axis in axes.split()]
-    part = tuple(size // count for size, (_, count) in zip(array.shape, cuts, strict=True))
-    lies(array, " ".join(name for name, _ in cuts), part, what)
+    counts = [POINTS[mesh].get(axis, ("-", 1))[1] for axis in axes.split()]
+    part = tuple(size // count for size, count in zip(array.shape, counts, strict=True))
+    lies(array, cuts_of(axes, mesh), part, what)
 
 
 def close(found: object, expected: object, what: str = "", within: float = 5e-5) -> None:

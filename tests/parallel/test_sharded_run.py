@@ -14,6 +14,7 @@ from llama_jax.points import point_of
 from llama_jax.tune import Batch, next_token_loss, train
 from tests.parallel.meshes import (
     CACHE,
+    COMPUTED,
     CONFIG,
     MESHES,
     TIED,
@@ -44,7 +45,7 @@ UNEVEN = Batch(np.array(rows(21, 21, 21), np.int32))
 
 FULL = "data=2,fsdp=2,tensor=2"
 # These differentiate and learn from batches that they do not divide, the others from even ones.
-UNDIVIDED = ("data=8", "sequence=4", "data=4,tensor=2")
+UNDIVIDED = ("data=8", "sequence=4", "data=4,tensor=2", "data=2,sequence=2,tensor=4")
 
 WHOLE = ("embed", "q_rot", "k_rot", "scores", "pattern", "head_out", "act", "resid_post", "logits")
 REDUCED = (
@@ -142,7 +143,10 @@ class Trained:
         self.moments = self.state.optimizer_state[0]
 
 
-@pytest.fixture(scope="module", params=MESHES, ids=lambda mesh: mesh or "one device")
+REST = [pytest.param(mesh, marks=pytest.mark.soak) for mesh in MESHES if mesh not in COMPUTED]
+
+
+@pytest.fixture(scope="module", params=[*COMPUTED, *REST], ids=lambda mesh: mesh or "one device")
 def mesh(request):
     return request.param
 
