@@ -3,6 +3,8 @@ PYTHON       ?= python3.13 python3.12 python3.11 python3 python
 NOTEBOOK     ?= notebooks/01_open_a_llama.ipynb
 LAB_ARGS     ?=
 TEST_ARGS    ?= -n 2 --dist loadfile
+QUICK_ARGS   ?= -n 2 --dist loadfile tests/base tests/model tests/text tests/checkpoint tests/extension tests/parallel tests/test_*.py
+SOAK_ARGS    ?= -n 2 --dist loadfile
 ORACLE_ARGS  ?=
 TPU_ARGS     ?=
 BENCH_ARGS   ?=
@@ -14,12 +16,14 @@ PIP := $(PY) -m pip --disable-pip-version-check
 INSTALL := $(if $(shell command -v uv 2>/dev/null),uv pip install --quiet --python $(PY),$(PIP) install --quiet)
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test ipykernel6 oracle tpu bench lint frontend browser clean
+.PHONY: help lab test quick soak ipykernel6 oracle tpu bench lint frontend browser clean
 
 help:
 	@echo "make lab         open JupyterLab on $(NOTEBOOK)"
 	@echo "make test        run every test that needs no other implementation"
-	@echo "make ipykernel6  run the tests of views in JupyterLab with ipykernel 6"
+	@echo "make quick       those that are quick and need no browser"
+	@echo "make soak        the same and the long ones, with all optimizations (an hour)"
+	@echo "make ipykernel6  run the tests of clicks while a cell runs with ipykernel 6"
 	@echo "make oracle      compare with torch, transformers and llama-models (a large download)"
 	@echo "make tpu         compile for TPUs, which need not be there (libtpu, Linux)"
 	@echo "make bench       measure"
@@ -41,10 +45,19 @@ lab: $(V)/.lab
 test: $(V)/.test browser
 	$(PY) -m pytest $(TEST_ARGS)
 
+# What is quick and needs no browser.
+quick: $(V)/.test
+	$(PY) -m pytest -m "not soak and not browser" $(QUICK_ARGS)
+
+# The tests of `make test` and the long ones, of programs that are compiled as users' are. A part of
+# it, drawn by a seed: make soak SOAK_ARGS="--sample=20 --sample-seed=tuesday"
+soak: $(V)/.test browser
+	JAX_DISABLE_MOST_OPTIMIZATIONS=false $(PY) -m pytest -m "soak or not soak" $(SOAK_ARGS)
+
 # ipykernel before 7 has no subshells: what a page says while a cell runs comes when it has ended.
 ipykernel6: $(V)/.test browser
 	@$(PIP) install --quiet --upgrade --no-deps --target .cache/ipykernel6 'ipykernel<7'
-	PYTHONPATH=$(CURDIR)/.cache/ipykernel6 $(PY) -m pytest tests/browser/test_lab_views.py
+	PYTHONPATH=$(CURDIR)/.cache/ipykernel6 $(PY) -m pytest tests/browser/test_lab_views.py -k choosing
 
 # Says which browser the tests will use, and gets one where there is none.
 browser: $(V)/.test

@@ -31,6 +31,7 @@ def other(llama):
     return llama.run(B, "*")
 
 
+@pytest.mark.exact
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="bits are promised on a CPU")
 def test_clean_into_clean_and_steering_by_zero_change_no_bit(llama, clean):
     plain = llama.run(A).logits

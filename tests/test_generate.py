@@ -32,6 +32,7 @@ def speaker():
     return made
 
 
+@pytest.mark.exact
 def test_greedy_writing_is_the_argmax_of_full_forwards(llama):
     written = llama.generate(PROMPTS, max_new_tokens=12, temperature=0)
     assert written.tokens.shape == (3, 12) and written.lengths.tolist() == [12, 12, 12]
@@ -53,6 +54,7 @@ def test_each_row_of_a_batch_is_the_row_alone(llama):
         np.testing.assert_allclose(alone.logprobs[0], together.logprobs[row], atol=1e-4)
 
 
+@pytest.mark.exact
 @pytest.mark.parametrize("chunk", [1, 4, 16, 64])
 def test_prefill_in_any_chunks_is_the_full_forward(llama, chunk):
     leaves, structure = jax.tree.flatten(llama.model)

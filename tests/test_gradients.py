@@ -23,6 +23,7 @@ def llama():
     return Llama.random(SMALL, std=0.3)
 
 
+@pytest.mark.exact
 def test_every_point_s_gradient_is_that_of_central_differences():
     with jax.enable_x64(True):
         llama = Llama.random(SMALL, std=0.3, dtype="float64")

@@ -12,6 +12,7 @@ ROWS = [np.arange(20).tolist(), (np.arange(13) * 5 % 96).tolist()]
 TIED = dataclasses.replace(GQA, tie_word_embeddings=True)
 
 
+@pytest.mark.exact
 @pytest.mark.parametrize("config", [MHA, GQA, MQA, TIED], ids=["MHA", "GQA", "MQA", "tied"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_every_identity_holds_on_a_run_of_everything(config, dtype):
@@ -20,6 +21,7 @@ def test_every_identity_holds_on_a_run_of_everything(config, dtype):
     assert len(check) == 13 and all(outcome.passed for outcome in check)
 
 
+@pytest.mark.exact
 def test_every_identity_holds_to_1e_10_in_f64():
     with jax.enable_x64(True):
         check = Llama.random(GQA, std=0.3, dtype="float64").run(ROWS, "*").check()

@@ -58,6 +58,7 @@ def test_a_token_is_measured_in_the_distribution_that_the_token_before_it_gave(r
     assert all(np.isnan(known(view, name)[0]) for name in ("loss", "logprob", "rank", "entropy"))
 
 
+@pytest.mark.exact
 def test_blocks_of_logits_give_what_all_at_once_would(run, monkeypatch):
     whole = known(tokens(run), "loss")
     monkeypatch.setattr(module, "AT_ONCE", 7 * run.config.vocab_size)

@@ -12,6 +12,8 @@ from llama_jax.model.tap import Take, Tap, Taps
 from llama_jax.points import POINTS, point_of, resolve
 from tests.tiny import GQA, MHA, MQA, model
 
+pytestmark = pytest.mark.exact
+
 TOKENS = np.random.default_rng(0).integers(0, GQA.vocab_size, (2, 40)).astype(np.int32)
 FULL = np.array([40, 40], np.int32)
 

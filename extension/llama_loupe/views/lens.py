@@ -193,9 +193,9 @@ class Lens(View):
         grid = {name: part[:, column % BLOCK] for name, part in self._block_of(column).items()}
         in_grid = ids[:, None] == grid["ids"]
         probabilities = np.where(in_grid, grid["top"], probabilities)
-        if following is not None:
-            probabilities[ids == following] = grid["next"]
-            ranks[ids == following] = grid["rank"]
+        came_next = ids[:, None] == (-1 if following is None else following)
+        probabilities = np.where(came_next, grid["next"], probabilities)
+        ranks = np.where(came_next, grid["rank"], ranks)
         return {
             "ids": ids.astype(np.int32),
             "texts": self._said(ids, probabilities[:, layer]),
