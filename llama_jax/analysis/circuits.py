@@ -18,8 +18,8 @@ import numpy as np
 from jaxtyping import Array, Float
 from tqdm.auto import tqdm
 
-from llama_jax.analysis.needs import numbered
 from llama_jax.analysis.results import Result, node
+from llama_jax.base.choice import numbered
 from llama_jax.config import LlamaConfig
 from llama_jax.model import Layer, leaves_of
 from llama_jax.model.product import product, wide

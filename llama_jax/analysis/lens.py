@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from llama_jax.analysis.needs import MissingPointError, a_run, numbered, pieces_of
+from llama_jax.analysis.needs import MissingPointError, a_run, pieces_of
 from llama_jax.analysis.results import Result, node
+from llama_jax.base.choice import numbered
 from llama_jax.capture import positions_of
 from llama_jax.model import leaves_of, readout
 from llama_jax.model.tap import TopK

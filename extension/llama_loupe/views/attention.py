@@ -33,8 +33,10 @@ class Attention(View):
 
     def __init__(self, run: Run, row: int, selection: Selection | None) -> None:
         self.run, self.row = run, numbered(run, row)
-        super().__init__(f"Attention: {run!r}", selection, self.row)
         self.length = int(run.lengths[self.row])
+        layers, heads = run.config.num_hidden_layers, run.config.num_attention_heads
+        sizes = {"token": self.length, "layer": layers, "head": heads}
+        super().__init__(f"Attention: {run!r}", selection, self.row, **sizes)
         kept = {layer: self._kept(layer) for layer in range(run.config.num_hidden_layers)}
         # Single cells can be had of every layer that is shown, or of none.
         exact = {layer: kind for layer, kind in kept.items() if kind and kind != "pooled"}

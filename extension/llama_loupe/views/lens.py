@@ -51,7 +51,9 @@ class Lens(View):
         self, lens: analysis.LogitLens | None, run: Run, row: int, selection: Selection | None
     ) -> None:
         self.run, self.row = run, numbered(run, row)
-        super().__init__(f"Logit lens: {run!r}", selection, self.row)
+        self.length = int(run.lengths[self.row])
+        sizes = {"token": self.length, "layer": run.config.num_hidden_layers}
+        super().__init__(f"Logit lens: {run!r}", selection, self.row, **sizes)
         self._blocks = Kept[dict[str, np.ndarray]](64)
         self._logits = Kept[Any](1)
         if lens is None:
@@ -59,7 +61,6 @@ class Lens(View):
             return
         self.lens = lens
         self.layers, self.point = lens.layers, point_of(lens.names[0]).local
-        self.length = int(run.lengths[self.row])
         # Behind a row's end the lens means nothing.
         self.columns = np.flatnonzero(lens.positions[self.row] < self.length)
         self.positions = lens.positions[self.row][self.columns]

@@ -86,7 +86,8 @@ class Tokens(View):
         self.run, self.row = run, numbered(run, row)
         self.length = int(run.lengths[self.row])
         told = repr(run) if isinstance(run, Run) else "Generation"  # whose text is the view
-        super().__init__(f"Tokens: {told}", selection, self.row)
+        sizes = {"token": self.length, "layer": run.config.num_hidden_layers}
+        super().__init__(f"Tokens: {told}", selection, self.row, **sizes)
         self.ids = np.asarray(run.tokens[self.row, : self.length])
         self.texts = pieces(run, self.row)
         self.whole = isinstance(run, Run) and run.logits.shape[1] == run.tokens.shape[1]

@@ -53,7 +53,9 @@ class Weights(View):
 
     def __init__(self, llama: Llama, selection: Selection | None) -> None:
         named = f" of {llama.name}" if llama.name else ""
-        super().__init__(f"Weights{named}: {llama!r}", selection)
+        config = llama.config
+        sizes = {"layer": config.num_hidden_layers, "head": config.num_attention_heads}
+        super().__init__(f"Weights{named}: {llama!r}", selection, **sizes)
         self.llama = llama
         self.slots = _in_order(parameters(llama.model))
         self.abstract = not all(isinstance(x.get_value(), jax.Array) for x in self.slots.values())
