@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from llama_jax.base.choice import integer
+from llama_jax.base.modes import jit
 from llama_jax.capture import (
     Capture,
     Captured,
@@ -260,7 +261,7 @@ def prefill(
     return logits, cache, pieces
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+@functools.partial(jit, static_argnums=0, donate_argnums=2)
 def advance(
     structure: Any,
     leaves: tuple[Array, ...],

@@ -70,6 +70,11 @@ class Llama:
         return self.model.mesh
 
     @property
+    def dtype(self) -> jnp.dtype:
+        """What is computed in: the embedding's dtype, whatever other weights are stored in."""
+        return self.model.dtype
+
+    @property
     def device_count(self) -> int:
         """How many devices it uses."""
         return 1 if self.mesh is None else self.mesh.size

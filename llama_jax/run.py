@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from llama_jax import identities, runfile
 from llama_jax.base.choice import integer, numbered
+from llama_jax.base.modes import jit
 from llama_jax.capture import (
     Capture,
     Captured,
@@ -107,7 +108,8 @@ class Run(Captured):
         chosen = jnp.take_along_axis(logits, targets, axis=-1)[..., 0]
         losses = jax.nn.logsumexp(logits, axis=-1) - chosen
         known = np.arange(1, self.tokens.shape[1]) < self.lengths[:, None]
-        return jnp.where(known, losses, jnp.nan)
+        with jax.debug_nans(False):  # these are meant
+            return jnp.where(known, losses, jnp.nan)
 
     def top(self, k: int = 10, position: int = -1, row: int = 0) -> list[Candidate]:
         """The k likeliest next tokens after `position` of a row, likeliest first.
@@ -259,7 +261,7 @@ def check_logits(logits: Logits) -> None:
         raise ValueError(f"logits is {logits!r}; it must be 'all' or 'last'.")
 
 
-@functools.partial(jax.jit, static_argnums=(0, 5))
+@functools.partial(jit, static_argnums=(0, 5))
 def _program(
     structure: Any,
     leaves: tuple[Array, ...],

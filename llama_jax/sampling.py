@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from llama_jax.base.choice import integer
+from llama_jax.base.modes import jit
 
 __all__ = ["Chosen", "Sampling", "choose"]
 
@@ -78,7 +79,7 @@ def choose(logits: Float[Array, "B V"], sampling: Sampling, step: int) -> Chosen
     )
 
 
-@functools.partial(jax.jit, static_argnames=("greedy", "narrowed"))
+@functools.partial(jit, static_argnames=("greedy", "narrowed"))
 def _choose(
     logits: Float[Array, "B V"],
     temperature: Float[Array, ""],

@@ -17,6 +17,7 @@ from jax.sharding import SingleDeviceSharding
 from tqdm.auto import tqdm
 
 from llama_jax import Llama
+from llama_jax.base.modes import jit
 from llama_jax.memory import readable
 from llama_jax.model import parameters
 from llama_loupe import image
@@ -260,6 +261,6 @@ def _parts(array: jax.Array) -> list[dict[str, Any]]:
     return [{"window": list(key), "devices": ", ".join(devices)} for key, devices in listed]
 
 
-@jax.jit
+@jit
 def _singular_values(array: Any) -> Any:
     return jnp.linalg.svd(array.astype(jnp.float32), compute_uv=False)
