@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import math
 import os
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -246,6 +247,13 @@ def run(
     """See `Llama.run`, which also takes text."""
     config, dtype = llama.config, llama.model.dtype
     check_logits(logits)
+    if tokens.shape[1] > config.max_position_embeddings:
+        warnings.warn(
+            f"The prompt has {tokens.shape[1]:,} tokens, and this model was made for "
+            f"{config.max_position_embeddings:,} (max_position_embeddings): beyond these its "
+            "numbers are those of a model that never saw such positions.",
+            stacklevel=3,
+        )
     captures = wanted(capture, config.num_hidden_layers)
     if logits == "last" and "logits" in captures and captures["logits"].positions is not None:
         raise CaptureError(
