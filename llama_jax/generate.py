@@ -224,7 +224,11 @@ def _assembled(
         rest = take.rest
 
         def joined(*parts: Array, axes: str = rest.axes) -> Array:
-            return along(axes, jnp.concatenate(parts, axis=axes.split().index("T")), behind)
+            def join(module: Any, *parts: Any) -> Any:
+                whole = module.concatenate(parts, axis=axes.split().index("T"))
+                return along(axes, whole, behind, module)
+
+            return _shaped(join, *parts)
 
         pieces = jax.tree.map(joined, *(step[name] for step in steps))
         if isinstance(pieces, TopK):
@@ -342,10 +346,12 @@ class _Writer:
         """The chunks of a prompt as one, without the padding behind the last."""
         axis = self.after[name].axes.split().index("T")
 
-        def join(*parts: Array) -> Array:
-            return jax.lax.slice_in_dim(jnp.concatenate(parts, axis), 0, prompt, axis=axis)
+        def join(module: Any, *parts: Any) -> Any:
+            return module.concatenate(parts, axis)[(slice(None),) * axis + (slice(prompt),)]
 
-        return jax.tree.map(join, *(captured[name] for captured in chunks))
+        return jax.tree.map(
+            functools.partial(_shaped, join), *(captured[name] for captured in chunks)
+        )
 
     def _reduced(
         self, pieces: dict[str, Any], queries: Int[np.ndarray, " B"], keys: Int[np.ndarray, " B"]
@@ -365,7 +371,22 @@ def _cut(axes: str, array: Array, keys: int) -> Array:
     """Without the part of the cache that nothing was in."""
     if not axes.endswith("S") or array.shape[-1] <= keys:
         return array
-    return array[..., :keys]
+    return _shaped(lambda module, x: x[..., :keys], array)
+
+
+def _shaped(function: Callable[..., Any], *arrays: Array) -> Array:
+    """`function(module, *arrays)`, which only moves entries, by NumPy where they are at hand.
+
+    In JAX each new length would be a program, and a text that is written has a new one each step.
+    """
+    if (
+        all(a.devices() == arrays[0].devices() for a in arrays)
+        and {device.platform for device in arrays[0].devices()} == {"cpu"}
+        and len(arrays[0].devices()) == 1
+    ):
+        made = function(np, *map(np.asarray, arrays))
+        return jax.device_put(np.ascontiguousarray(made), arrays[0].sharding)
+    return function(jnp, *arrays)
 
 
 def _fields(llama: Llama, chosen: Chosen, texts: list[str | None], single: bool) -> tuple[Any, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -87,7 +88,9 @@ def _items(prompt: Any) -> list[Any]:
         if prompt.ndim == 0:
             raise PromptError(f"The prompt is {prompt.item()!r}: {_PROMPTS}")
     if not isinstance(prompt, np.ndarray | list | tuple | range):
-        raise PromptError(f"The prompt is a {type(prompt).__name__}: {_PROMPTS}")
+        simple = prompt is None or isinstance(prompt, numbers.Number)
+        said = repr(prompt) if simple else f"a {type(prompt).__name__}"
+        raise PromptError(f"The prompt is {said}: {_PROMPTS}")
     return list(prompt)
 
 

@@ -211,7 +211,10 @@ class Run(Captured):
     def _probabilities(self, position: int, row: int) -> Float[Array, " V"]:
         row = numbered("row", row, len(self.lengths))
         length = int(self.lengths[row])
-        at = numbered("position", position, length)
+        try:
+            at = numbered("position", position, length)
+        except IndexError:
+            raise IndexError(f"Position {position} of a row of {length} tokens.") from None
         if self.logits.shape[1] != self.tokens.shape[1]:
             if at != length - 1:
                 raise IndexError(

@@ -137,3 +137,15 @@ def test_what_cannot_be_captured_is_refused_before_anything_is_written(llama):
     assert not programs
     assert llama.generate(PROMPTS, 0, capture="z").names == ()
     assert llama.generate(PROMPTS, 2, capture=(name for name in ["embed"])).names == ("embed",)
+
+
+def test_prompts_and_texts_of_other_lengths_compile_nothing(llama):
+    def written(prompt, new):
+        for step in llama.stream(prompt, new, capture="pattern"):
+            assert step["pattern", 0].ndim == 4
+        return llama.generate([prompt, prompt[:2]], new, capture=("pattern", "z"))["z", 0]
+
+    written([1, 2, 3], 6)
+    with compiled() as programs:
+        written([1, 2, 3, 4, 5], 9)
+    assert not programs

@@ -24,7 +24,7 @@ from llama_jax.base.modes import jit, standard
 from llama_jax.config import LlamaConfig
 from llama_jax.llama import Llama
 from llama_jax.model import leaves_of, parameters, readout
-from llama_jax.model.tap import AnyArray, real_positions
+from llama_jax.model.tap import AnyArray, along, real_positions
 from llama_jax.points import point_of
 from llama_jax.run import Run
 
@@ -68,14 +68,16 @@ class Comparison(Rows[Difference]):
     """Every `Difference` of two runs or two models, the largest `relative` first.
 
     `only_in_a` and `only_in_b` name points that one run alone captured whole, `configs` says in
-    which fields the configs differ, `tokens_differ` at how many positions the prompts do. Prints
-    the first 20 rows that are not 0.
+    which fields the configs differ, `tokens_differ` at how many positions the prompts do;
+    `aligned` of prompts of other lengths how many positions were compared, of how many in a and in
+    b. Prints the first 20 rows that are not 0.
     """
 
     only_in_a: tuple[str, ...] = ()
     only_in_b: tuple[str, ...] = ()
     tokens_differ: int = 0
     configs: tuple[str, ...] = ()
+    aligned: tuple[int, int, int] | None = None
 
     def top(self, k: int = 10) -> list[Difference]:
         """The k that differ most."""
@@ -97,6 +99,11 @@ class Comparison(Rows[Difference]):
         notes = [f"{len(changed)} of {len(self)} differ"]
         if len(changed) > MOST_ROWS:
             notes[0] += ", of which these do most; top(k) gives more, to_dataframe() all"
+        if self.aligned is not None:
+            common, one, other = self.aligned
+            notes.append(
+                f"aligned by tokens: {common} of {one} and {other} positions; where counts in a"
+            )
         if self.tokens_differ:
             notes.append(f"tokens differ at {self.tokens_differ} positions")
         for side, names in (("a", self.only_in_a), ("b", self.only_in_b)):
@@ -111,8 +118,10 @@ def compare(a: Run | Llama, b: Run | Llama) -> Comparison:
     """What differs between two runs, or between the weights of two Llamas.
 
     Two Llamas must have weights of equal shapes; dtypes may differ. Of two runs every point that
-    both captured whole is compared at real positions, in T and in S; their rows must be equally
-    long, their tokens may differ. So are the logits, at each row's last position where one run kept
+    both captured whole is compared at real positions, in T and in S. Where rows are not equally
+    long, they are aligned by tokens (a longest common subsequence), which is said, and only what
+    both have in common is compared; rows of equal lengths are compared position by position,
+    whatever their tokens. So are the logits, at each row's last position where one run kept
     no others. Where both captured all layers' `resid_post` and have their llama, rows named
     `layers.{i}.lens` compare what each layer would say, as `logit_lens` reads it.
 
@@ -151,10 +160,7 @@ def _llamas(a: Llama, b: Llama) -> Comparison:
 
 def _runs(a: Run, b: Run) -> Comparison:
     if a.lengths.tolist() != b.lengths.tolist():
-        raise ValueError(
-            f"The runs have rows of {a.lengths.tolist()} and {b.lengths.tolist()} tokens; compare "
-            "takes prompts of equal lengths, position by position."
-        )
+        return _aligned_runs(a, b)
     left, right = _whole(a), _whole(b)
     configs = _configs(a.config, b.config)
     both = [name for name in left if name in right]
@@ -179,6 +185,89 @@ def _runs(a: Run, b: Run) -> Comparison:
         tuple(name for name in right if name not in left),
         int(np.sum((a.tokens != b.tokens) & real)),
         configs,
+    )
+
+
+def _aligned_runs(a: Run, b: Run) -> Comparison:
+    """Of prompts of other lengths, at the positions of the tokens that both have in common."""
+    if len(a.lengths) != len(b.lengths):
+        raise ValueError(f"The runs have {len(a.lengths)} and {len(b.lengths)} rows.")
+    both = [alignment(one, other) for one, other in zip(a.rows, b.rows, strict=True)]
+    counts = np.array([len(pairs) for pairs in both], np.int32)
+    if not counts.all():
+        raise ValueError(
+            f"Row {int(np.argmin(counts))} of the runs has no token in common, so nothing of them "
+            "is comparable position by position."
+        )
+    at = np.zeros((2, len(both), counts.max()), np.int32)
+    for row, pairs in enumerate(both):
+        at[:, row, : len(pairs)] = np.array(pairs).T
+    logits = all(run.logits.shape[1] == run.tokens.shape[1] for run in (a, b))
+    found = _runs(_at(a, at[0], counts, logits), _at(b, at[1], counts, logits))
+    rows = tuple(row._replace(where=_unaligned(row, at[0])) for row in found.rows)
+    return dataclasses.replace(
+        found,
+        rows=rows,
+        aligned=(int(counts.sum()), int(a.lengths.sum()), int(b.lengths.sum())),
+    )
+
+
+def alignment(a: Sequence[int], b: Sequence[int]) -> list[tuple[int, int]]:
+    """The positions of a longest common subsequence, in both: of several the earliest in both.
+
+    >>> alignment([1, 5, 2, 3], [1, 2, 9, 3])
+    [(0, 0), (2, 1), (3, 3)]
+    """
+    x, y = np.asarray(a), np.asarray(b)
+    # longest[i, j]: of x[i:] and y[j:].
+    longest = np.zeros((len(x) + 1, len(y) + 1), np.int32)
+    for i in range(len(x) - 1, -1, -1):
+        one = np.maximum(longest[i + 1, :-1], longest[i + 1, 1:] + (y == x[i]))
+        longest[i, :-1] = np.maximum.accumulate(one[::-1])[::-1]
+    pairs, i, j = [], 0, 0
+    while longest[i, j]:
+        if x[i] == y[j]:
+            pairs.append((i, j))
+            i, j = i + 1, j + 1
+        elif longest[i + 1, j] == longest[i, j]:
+            i += 1
+        else:
+            j += 1
+    return pairs
+
+
+def _at(
+    run: Run, positions: Int[np.ndarray, "B P"], counts: Int[np.ndarray, " B"], logits: bool
+) -> Run:
+    """The run at some positions of each row, as if there were no others; of `logits` too, or each
+    row's last ones, where a run kept no others."""
+    captured = {}
+    for name, array in _whole(run).items():
+        axes = point_of(name).axes
+        kept = along(axes, jnp.asarray(array), positions)
+        if axes.endswith("S"):
+            index = positions[:, None, None]
+            kept = jnp.take_along_axis(kept, jnp.asarray(index), axis=3)
+        captured[name] = kept
+    return dataclasses.replace(
+        run,
+        tokens=np.take_along_axis(run.tokens, positions, axis=1),
+        lengths=counts,
+        logits=jnp.asarray(
+            along("B T V", jnp.asarray(run.logits), positions) if logits else _last(run)
+        ),
+        captured=captured,
+        captures={name: run.captures[name] for name in captured},
+    )
+
+
+def _unaligned(row: Difference, positions: Int[np.ndarray, "B P"]) -> tuple[int, ...]:
+    """Where it is in the first run."""
+    axes = point_of(row.name).axes.split() if row.kind == "point" else ["B", "T", "V"]
+    batch = row.where[0]
+    return tuple(
+        int(positions[batch, index]) if axis in "TS" and positions.shape[1] > index else index
+        for axis, index in zip(axes, row.where, strict=True)
     )
 
 

@@ -31,7 +31,7 @@ class Programs:
         self.next_look = 0
         jax.monitoring.register_event_duration_secs_listener(self._listen)
 
-    def _listen(self, event: str, seconds: float, **details: Any) -> None:
+    def _listen(self, event: str, duration_secs: float, **details: Any) -> None:
         self.compiled += event == "/jax/core/compile/backend_compile_duration"
 
     def let_go(self) -> None:

@@ -315,14 +315,18 @@ def treats_positions_alike(reduce: Reduce) -> bool:
     return reduce is None or reduce == "norm" or reduce[0] == "topk"
 
 
-def along(axes: str, array: AnyArray, positions: Int[AnyArray, "B P"]) -> Array:
-    """Of each row of `array` its own `positions`; an array that has no T, or one of 1, stays."""
+def along(axes: str, array: AnyArray, positions: Int[AnyArray, "B P"], module: Any = jnp) -> Any:
+    """Of each row of `array` its own `positions`; an array that has no T, or one of 1, stays.
+
+    `module` is NumPy where that is to be done on the host.
+    """
     axis = axes.split().index("T")
     if array.ndim == 0 or array.shape[axis] == 1:
-        return jnp.asarray(array)
+        return module.asarray(array)
     shape = [1] * array.ndim
     shape[0], shape[axis] = positions.shape
-    return jnp.take_along_axis(array, positions.reshape(shape), axis=axis, mode="clip")
+    inside = positions.reshape(shape).clip(0, array.shape[axis] - 1)
+    return module.take_along_axis(array, inside, axis=axis)
 
 
 def real_positions(

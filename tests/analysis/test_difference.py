@@ -226,8 +226,8 @@ def test_what_cannot_be_compared_is_a_clear_error(llama, run):
     wide = Llama.random(dataclasses.replace(GQA, hidden_size=64, num_hidden_layers=2))
     with pytest.raises(ValueError, match="hidden_size is 32 and 64; num_hidden_layers is 3 and 2"):
         compare(llama, wide)
-    with pytest.raises(ValueError, match=r"\[9, 3\] and \[9, 4\]"):
-        compare(run, llama.run([ROWS[0], [5, 6, 7, 8]]))
+    with pytest.raises(ValueError, match="2 and 1 rows"):
+        compare(run, llama.run(ROWS[:1]))
     with pytest.raises(
         ValueError, match=r"embed has shape \[2, 9, 32\].*\[2, 9, 64\].*hidden_size"
     ):
@@ -255,3 +255,44 @@ def test_weights_on_a_mesh_are_compared_with_weights_on_one_device(llama):
     sharded = llama.edited({EDITED: moved})
     for a, b in ((llama, sharded), (sharded, llama)):
         assert compare(a, b)[EDITED].max_abs == pytest.approx(1, abs=1e-6)
+
+
+def test_prompts_of_other_lengths_are_aligned_by_their_tokens():
+    llama = Llama.random(GQA, std=0.3)
+    long, short = [[1, 5, 2, 3, 7, 8]], [[1, 2, 3, 8]]
+    a, b = (llama.run(prompt, ("embed", "pattern", "resid_post")) for prompt in (long, short))
+    found = compare(a, b)
+    assert found.aligned == (4, 6, 4)
+    assert "aligned by tokens: 4 of 6 and 4 positions; where counts in a" in str(found)
+    rows = {row.name: row for row in found.rows}
+    assert rows["embed"].max_abs == 0 and found.tokens_differ == 0
+    at = np.array([0, 2, 3, 5])
+    for name in ("layers.1.resid_post", "layers.0.self_attn.pattern"):
+        one, other = np.asarray(a[name]), np.asarray(b[name])
+        axis = 1 if name.endswith("post") else 2
+        one = one.take(at, axis)
+        if axis == 2:
+            one = one.take(at, 3)
+        apart = np.abs(one - other)
+        assert rows[name].max_abs == pytest.approx(apart.max(), rel=1e-6)
+        where = list(np.unravel_index(apart.argmax(), apart.shape))
+        for n in [1] if axis == 1 else [2, 3]:
+            where[n] = at[where[n]]
+        assert rows[name].where == tuple(where)
+    apart = np.abs(np.asarray(a.logits)[:, at] - np.asarray(b.logits))
+    assert rows["logits"].max_abs == pytest.approx(apart.max(), rel=1e-6)
+
+
+def test_uneven_batches_are_aligned_row_by_row():
+    llama = Llama.random(GQA, std=0.3)
+    a = llama.run([[1, 5, 2], [4, 4, 6, 7]], "embed")
+    b = llama.run([[5, 2], [4, 6, 7, 9]], "embed")
+    found = compare(a, b)
+    assert found.aligned == (5, 7, 6)
+    assert next(row for row in found.rows if row.name == "embed").max_abs == 0
+
+
+def test_prompts_without_a_token_in_common_are_refused():
+    llama = Llama.random(GQA)
+    with pytest.raises(ValueError, match="no token in common"):
+        compare(llama.run([[1, 2]]), llama.run([[3]]))

@@ -197,9 +197,15 @@ def test_what_cannot_be_compared_is_refused(llama, runs):
         compare(runs[0], llama)
     with pytest.raises(IndexError, match="Row 2; this batch has 2"):
         compare(*runs, row=2)
-    with pytest.raises(ValueError, match="equal lengths"):
-        compare(llama.run("Once"), llama.run(ONE))
+    with pytest.raises(ValueError, match="1 and 2 rows"):
+        compare(llama.run("Once"), llama.run(["Once", ONE]))
     assert compare(*runs, row=-1).row == 1
+
+
+def test_prompts_of_other_lengths_are_a_list_that_says_how_they_are_aligned(llama):
+    view = compare(llama.run("Once"), llama.run(ONE))
+    assert view.comparison.aligned is not None
+    assert any("aligned by tokens" in note for note in view.data()["notes"])
 
 
 def test_what_is_sent_is_bounded(view, llama, changed):

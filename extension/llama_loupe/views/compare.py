@@ -70,7 +70,14 @@ class Compare(View):
             for side, names in (("a", found.only_in_a), ("b", found.only_in_b))
             for name in names
         ]
-        if self.b is None:
+        if found.aligned is not None:
+            common, one, other = found.aligned
+            notes.insert(
+                0,
+                f"Prompts of other lengths, aligned by tokens: {common} of {one} and {other} "
+                "positions. There are no maps of them.",
+            )
+        elif self.b is None:
             notes.insert(0, "A Comparison holds no arrays: compare(a, b) shows maps of them.")
         return [*notes[:MOST_NOTES], *found.configs]
 
@@ -218,7 +225,8 @@ def compare(
     entries are exact. b - a is in f32 or wider, and computed where the arrays are. Of a batch, one
     `row` is shown at a time. A point with heads is joined to `[T, N*H]`; of patterns and scores a
     head is chosen; layers of the logit lens have numbers and no map. A `Comparison` alone, which
-    holds no arrays, is shown as the list.
+    holds no arrays, is shown as the list; so are runs of prompts of other lengths, which are
+    aligned by their tokens.
 
     Raises what `analysis.compare` raises, and `IndexError` for a row that is not there.
 
@@ -235,6 +243,8 @@ def compare(
             f"compare takes two Runs, two Llamas or one Comparison, not {type(a).__name__} and "
             f"{type(b).__name__}: loupe.compare(llama.run(one), llama.run(other))."
         )
+    if isinstance(a, Run) and isinstance(b, Run) and a.lengths.tolist() != b.lengths.tolist():
+        return Compare(analysis.compare(a, b), None, row, selection)
     return Compare(a, b, row, selection)
 
 
