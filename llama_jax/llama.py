@@ -17,6 +17,7 @@ from jaxtyping import Int
 from llama_jax import generate as writing
 from llama_jax import gradients as differentiating
 from llama_jax import run as running
+from llama_jax.base.replacing import as_path
 from llama_jax.capture import Captures, wanted
 from llama_jax.checkpoint import hub, huggingface, meta, orbax
 from llama_jax.checkpoint.folder import existing
@@ -127,6 +128,7 @@ class Llama:
         with the files), `ConfigError` (what this model does not do), `MeshError`,
         `FileNotFoundError`, `MemoryError`. Weights that are not finite are named in a warning.
         """
+        as_path(path)
         if os.fspath(path) == "cria":
             folder = CRIA
         elif hub.is_hub_id(path):
@@ -202,8 +204,10 @@ class Llama:
         """Writes a checkpoint, replacing one that is there.
 
         In Hugging Face's format, which transformers loads; in Meta's, one `consolidated.00.pth`
-        that `llama-models` loads (needs torch); or as Orbax writes arrays. It is written beside and
-        put in place whole: an error or an interrupt leaves the old one.
+        that `llama-models` loads (needs torch); or as Orbax writes arrays. An error, an interrupt
+        or a kill leaves the old one or the new one whole (`llama_jax.base.replacing`); the folder
+        itself, and what else lies in it, stay. Raises `CheckpointError`, `TypeError`, `ValueError`
+        for a place where there can be no checkpoint, and `OSError` for a full disk.
         """
         if format == "meta":
             meta.save(path, self.model, self.tokenizer)
