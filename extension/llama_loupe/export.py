@@ -38,7 +38,7 @@ def export(view: View, path: str | os.PathLike[str]) -> int:
     Raises `TypeError` for what is no view or no path, and `ExportError` where there can be no such
     file: the folder is not there or not writable, or `path` is a folder itself.
     """
-    with replacing_file(path, ExportError, make_folder=False) as new:
+    with replacing_file(path, ExportError, make=False) as new:
         written = page(view).encode()
         new.write_bytes(written)
     if len(written) > LARGE:

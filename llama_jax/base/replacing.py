@@ -28,7 +28,15 @@ try:
 except ImportError:  # Windows: what is left over stays
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["as_path", "is_stage", "replacing_file", "replacing_folder", "settle"]
+__all__ = [
+    "as_path",
+    "claim",
+    "is_stage",
+    "make_folder",
+    "replacing_file",
+    "replacing_folder",
+    "settle",
+]
 
 _MARK = ".saving"
 _STAGE = re.compile(r"\.(?:(?P<of>.+)\.)?saving-[0-9a-f]{8}")
@@ -63,17 +71,17 @@ def as_path(given: Any, name: str = "path") -> pathlib.Path:
 
 
 @contextlib.contextmanager
-def replacing_file(path: Any, error: Error, make_folder: bool = True) -> Iterator[pathlib.Path]:
+def replacing_file(path: Any, error: Error, make: bool = True) -> Iterator[pathlib.Path]:
     """Yields where to write a file that takes the place of `path` when the block ends well.
 
     Raises what `error` makes of a message where there can be no such file: its folder is missing
-    (unless `make_folder`) or not writable, or something else has that name. A link stays a link.
+    (unless `make`) or not writable, or something else has that name. A link stays a link.
     """
     path = _resolved(as_path(path), error)
     if path.exists() and not path.is_file():
         kind = "a folder" if path.is_dir() else "a device or a pipe"
         raise error(f"{path} is {kind}; what is written is one file. Give a name for it.")
-    _make_folder(path.parent, error, make_folder)
+    make_folder(path.parent, error, make)
     with _staged(path.parent, path.name, path, error) as stage:
         yield stage / _NEW / path.name
         new = stage / _NEW / path.name
@@ -96,7 +104,7 @@ def replacing_folder(
     if directory.exists() and not directory.is_dir():
         raise error(f"{directory} is a file; what is written is a folder.")
     there = directory.exists()
-    _make_folder(directory.parent, error, make=True)
+    make_folder(directory.parent, error)
     parent, of = (directory, "") if there else (directory.parent, directory.name)
     with _staged(parent, of, directory, error) as stage:
         yield stage / _NEW
@@ -127,6 +135,28 @@ def settle(path: Any) -> None:
                         _clear(entry, path / _MARK)
 
 
+def make_folder(folder: pathlib.Path, error: Error, make: bool = True) -> None:
+    """Makes a folder and those above it, or raises what `error` makes of why it is not there."""
+    if not make and not folder.exists():
+        raise error(f"There is no folder {folder} to write to. Make it, or choose another.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise error(f"The folder {folder} cannot be made: {_said(problem)}.") from None
+
+
+def claim(folder: pathlib.Path) -> int | None:
+    """A lock on a folder, as a file to be closed; None where somebody has it, or there are none."""
+    try:
+        held = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return None
+    if _lock(held):
+        return held
+    os.close(held)
+    return None
+
+
 def is_stage(name: str) -> bool:
     """Whether an entry of a folder is of something that is being written.
 
@@ -143,15 +173,6 @@ def _resolved(path: pathlib.Path, error: Error) -> pathlib.Path:
     except (OSError, RuntimeError) as problem:  # a loop of links, a name that is too long
         raise error(f"{path} cannot be written: {_said(problem)}.") from None
     return path
-
-
-def _make_folder(folder: pathlib.Path, error: Error, make: bool) -> None:
-    if not make and not folder.exists():
-        raise error(f"There is no folder {folder} to write to. Make it, or choose another.")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as problem:
-        raise error(f"The folder {folder} cannot be made: {_said(problem)}.") from None
 
 
 def _said(problem: Exception) -> str:
