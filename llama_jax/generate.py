@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from llama_jax.base.programs import program
 from llama_jax.capture import (
     Capture,
     Captured,
@@ -253,7 +254,7 @@ def prefill(
     return logits, cache, pieces
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+@functools.partial(program, static_argnums=0, donate_argnums=2)
 def advance(
     structure: Any,
     leaves: tuple[Array, ...],

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from llama_jax import identities, runfile
+from llama_jax.base.programs import program
 from llama_jax.capture import Capture, Captured, CaptureError, Captures, taps_for, wanted
 from llama_jax.config import LlamaConfig
 from llama_jax.edits import Edit, Place, edits_at
@@ -248,7 +249,7 @@ def check_logits(logits: Logits) -> None:
         raise ValueError(f"logits is {logits!r}; it must be 'all' or 'last'.")
 
 
-@functools.partial(jax.jit, static_argnums=(0, 5))
+@functools.partial(program, static_argnums=(0, 5))
 def _program(
     structure: Any,
     leaves: tuple[Array, ...],

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from llama_jax.base.programs import program
+
 __all__ = ["Chosen", "Sampling", "choose"]
 
 TOP = 10
@@ -65,7 +67,7 @@ def choose(logits: Float[Array, "B V"], sampling: Sampling, step: int) -> Chosen
     )
 
 
-@functools.partial(jax.jit, static_argnames=("greedy", "narrowed"))
+@functools.partial(program, static_argnames=("greedy", "narrowed"))
 def _choose(
     logits: Float[Array, "B V"],
     temperature: Float[Array, ""],

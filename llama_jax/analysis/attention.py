@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from llama_jax.analysis.needs import a_run, held, need, numbered, pieces_of
 from llama_jax.analysis.results import Result
+from llama_jax.base.programs import program
 from llama_jax.model.product import product, wide
 from llama_jax.model.tap import largest
 from llama_jax.run import Run
@@ -150,7 +151,7 @@ def _members(edges: Int[np.ndarray, " n+1"]) -> Int[np.ndarray, "n w"]:
     return np.where(inside, edges[:-1, None] + np.arange(most), -1).astype(np.int32)
 
 
-@functools.partial(jax.jit, static_argnums=5)
+@functools.partial(program, static_argnums=5)
 def _tile(
     q: Float[Array, "B T N H"],
     k: Float[Array, "B S K H"],

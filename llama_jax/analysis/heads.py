@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from llama_jax.analysis.needs import held, need
 from llama_jax.analysis.results import Result, node
+from llama_jax.base.programs import program
 from llama_jax.model.product import product, wide
 from llama_jax.run import Run
 
@@ -153,7 +154,7 @@ def repeated_tokens(llama: Llama, length: int = 48, rows: int = 4, seed: int = 0
 _Looked = Mapping[str, tuple[Bool[Array, "B T S"], Bool[Array, "B T"]]]
 
 
-@jax.jit
+@program
 def _looked_for(tokens: Int[Array, "B T"], lengths: Int[Array, " B"]) -> _Looked:
     size = tokens.shape[1]
     positions = jnp.arange(size)
@@ -178,12 +179,12 @@ def _looked_for(tokens: Int[Array, "B T"], lengths: Int[Array, " B"]) -> _Looked
     }
 
 
-@jax.jit
+@program
 def _of_patterns(pattern: Float[Array, "B N T S"], looked: _Looked) -> dict[str, Array]:
     return jax.lax.map(lambda one: _of_one(one, looked), jnp.moveaxis(pattern, 1, 0))
 
 
-@jax.jit
+@program
 def _of_queries(
     q: Float[Array, "B T N H"], k: Float[Array, "B S K H"], looked: _Looked
 ) -> dict[str, Array]:

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from llama_jax.analysis.needs import MissingPointError, a_run, numbered, pieces_of
 from llama_jax.analysis.results import Result, node
+from llama_jax.base.programs import program
 from llama_jax.capture import positions_of
 from llama_jax.model import leaves_of, readout
 from llama_jax.model.tap import TopK
@@ -232,12 +233,12 @@ def _positions(run: Run, name: str) -> tuple[tuple[int, ...], ...]:
     return tuple(map(tuple, rows.tolist()))
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(program, static_argnums=0)
 def _whole(structure: Any, leaves: tuple[Array, ...], x: Array) -> Float[Array, "B P V"]:
     return readout(jax.tree.unflatten(structure, leaves), x)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(program, static_argnums=(0, 1))
 def _by_blocks(
     structure: Any,
     statistic: Callable[..., tuple[Array, ...]],

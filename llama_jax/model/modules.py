@@ -24,6 +24,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float, Int
 
+from llama_jax.base.programs import program
 from llama_jax.config import LlamaConfig
 from llama_jax.model.attention import attend, causal_mask
 from llama_jax.model.cache import CACHE_AXES, Cache, append, append_shared
@@ -383,7 +384,7 @@ def initialize(model: Model, seed: int = 0, std: float = 0.02) -> None:
             parameter.set_value(_normal(own, old.shape, old.dtype, std, place_of(old)))
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))
+@functools.partial(program, static_argnums=(1, 2, 3, 4))
 def _normal(
     key: Array, shape: tuple[int, ...], dtype: jnp.dtype, std: float, place: NamedSharding | None
 ) -> Array:

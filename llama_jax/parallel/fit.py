@@ -306,7 +306,7 @@ _MOST = 2**31 - 1
 def _whole_number(what: str, size: Any) -> int:
     if isinstance(size, bool | np.bool_) or not isinstance(size, numbers.Integral):
         raise FitError(f"{what} is {size!r}; it must be a whole number from 1 on.")
-    if not 1 <= size <= _MOST:
+    if not 1 <= int(size) <= _MOST:
         raise FitError(f"{what} is {size}; it must be a whole number from 1 to {_MOST:,}.")
     return int(size)
 
@@ -666,8 +666,8 @@ def _chosen(
     if task == "train":
         shared = [n for n in divisors if config.hidden_size % n == 0 and count // n in tensors]
         rows = next((n for n in shared if batch % n == 0), shared[0] if shared else None)
-        sizes = {"data": count} if rows is None else {"fsdp": rows, "tensor": count // rows}
-        found = mesh_sizes(sizes, config)
+        shape = {"data": count} if rows is None else {"fsdp": rows, "tensor": count // rows}
+        found = mesh_sizes(shape, config)
         return found if _all_work(found, batch, context) else None
     needed: dict[int, dict[str, int]] = {}
     for tensor in tensors:

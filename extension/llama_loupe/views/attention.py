@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from tqdm.auto import tqdm
 
 from llama_jax import Run, analysis
 from llama_jax.analysis.heads import SCORES
+from llama_jax.base.programs import program
 from llama_loupe import image, tiles
 from llama_loupe.arrays import cuts
 from llama_loupe.selection import Selection
@@ -239,7 +239,7 @@ def attention(run: Run, *, row: int = 0, selection: Selection | None = None) -> 
     return Attention(run, row, selection)
 
 
-@jax.jit
+@program
 def _coded(values: Any) -> Any:
     """0 is nothing at all; what is a little is seen."""
     values = values.astype(jnp.float32)

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from llama_jax import Run, analysis
+from llama_jax.base.programs import program
 from llama_jax.model import leaves_of, readout
 from llama_jax.points import point_of
 from llama_loupe import image
@@ -281,7 +282,7 @@ def _padded(values: Int[np.ndarray, " P"]) -> Int[np.ndarray, " block"]:
     return np.pad(values, (0, BLOCK - len(values)), mode="edge")
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(program, static_argnums=0)
 def _cells_of(
     structure: Any,
     leaves: tuple[Array, ...],
@@ -302,7 +303,7 @@ def _cells_of(
     return jax.lax.map(one, streams)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(program, static_argnums=0)
 def _logits_of(
     structure: Any,
     leaves: tuple[Array, ...],
@@ -314,7 +315,7 @@ def _logits_of(
     return jax.lax.map(lambda stream: readout(model, stream)[at], streams)
 
 
-@jax.jit
+@program
 def _paths(
     logits: Float[Array, "L V"], ids: Int[Array, " n"]
 ) -> tuple[Float[Array, "n L"], Float[Array, "n L"]]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
 from llama_jax import Generation, Llama, Run
+from llama_jax.base.programs import program
 from llama_jax.capture import positions_of
 from llama_jax.model.product import wide
 
@@ -66,7 +66,7 @@ def positions(run: Run, name: str, row: int) -> Int[np.ndarray, " P"]:
     return positions_of(chosen, run.lengths, name)[row]
 
 
-@jax.jit
+@program
 def norms(x: Array) -> Array:
     """The Euclidean length of the vectors along the last axis, in f32 at least."""
     return jnp.linalg.norm(widened(x), axis=-1)

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from llama_jax import Capture, Generation, Run, analysis
+from llama_jax.base.programs import program
 from llama_jax.points import point_of
 from llama_loupe import image
 from llama_loupe.selection import Selection
@@ -297,7 +298,7 @@ def _surprise(run: Run, row: int) -> Float[np.ndarray, "3 T-1"]:
     return made
 
 
-@functools.partial(jax.jit, static_argnames="size")
+@functools.partial(program, static_argnames="size")
 def _surprise_in(
     logits: Float[Array, "B T V"],
     place: Int[Array, " 2"],

@@ -17,6 +17,7 @@ from jax.sharding import SingleDeviceSharding
 from tqdm.auto import tqdm
 
 from llama_jax import Llama
+from llama_jax.base.programs import program
 from llama_jax.memory import readable
 from llama_jax.model import parameters
 from llama_loupe import image
@@ -258,6 +259,6 @@ def _parts(array: jax.Array) -> list[dict[str, Any]]:
     return [{"window": list(key), "devices": ", ".join(devices)} for key, devices in listed]
 
 
-@jax.jit
+@program
 def _singular_values(array: Any) -> Any:
     return jnp.linalg.svd(array.astype(jnp.float32), compute_uv=False)
