@@ -94,11 +94,11 @@ def test_heads_and_dtypes_that_were_changed_are_found(llama, tmp_path):
     run = llama.run(ROWS, Capture("q", heads=[1, 3]))
     run.save(tmp_path / "a.run")
     whole = (tmp_path / "a.run").read_bytes()
-    for old, new in ((b"[1, 3]", b"[0, 2]"), (b"bfloat16", b"bfloat32"), (b"GQA", b"GQB")):
-        if old in whole:
-            (tmp_path / "a.run").write_bytes(whole.replace(old, new))
-            with pytest.raises(RunFileError, match="is damaged: the bytes of the header"):
-                Run.load(tmp_path / "a.run")
+    for old, new in ((b"[1, 3]", b"[0, 2]"), (b'"F32"', b'"I32"'), (b"bfloat16", b"float16 ")):
+        assert old in whole
+        (tmp_path / "a.run").write_bytes(whole.replace(old, new))
+        with pytest.raises(RunFileError, match="is damaged: the bytes of the header"):
+            Run.load(tmp_path / "a.run")
 
 
 OLD = {  # as the first version wrote it, which had no checksum of the header

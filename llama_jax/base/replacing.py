@@ -38,9 +38,10 @@ __all__ = [
     "settle",
 ]
 
-_MARK = ".saving"
+_MARK = ".saving-now"
 _STAGE = re.compile(r"\.(?:(?P<of>.+)\.)?saving-[0-9a-f]{8}")
 _LOCK, _NEW, _OLD = "lock", "new", "old"  # what a stage holds
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 _PATIENCE = 60.0  # seconds for another process to put its files in place
 
 Error = Callable[[str], Exception]
@@ -87,7 +88,8 @@ def replacing_file(path: Any, error: Error, make: bool = True) -> Iterator[pathl
         new = stage / _NEW / path.name
         shutil.copymode(stage / _LOCK, new)  # which the umask gave, whoever wrote the file
         _flush(new)
-        new.replace(path)
+        with _allowed(path, error):
+            new.replace(path)
 
 
 @contextlib.contextmanager
@@ -131,7 +133,7 @@ def settle(path: Any) -> None:
             with contextlib.suppress(OSError):
                 for entry in sorted(folder.iterdir()):
                     match = _STAGE.fullmatch(entry.name)
-                    if match and match["of"] == of:
+                    if match and match["of"] == of and _is_folder(entry):
                         _clear(entry, path / _MARK)
 
 
@@ -179,6 +181,15 @@ def _said(problem: Exception) -> str:
     return getattr(problem, "strerror", None) or str(problem)
 
 
+@contextlib.contextmanager
+def _allowed(place: pathlib.Path, error: Error) -> Iterator[None]:
+    try:
+        yield
+    except PermissionError as problem:  # somebody else's, in a folder that all may write to
+        whose = pathlib.Path(problem.filename or place).name
+        raise error(f"{place} cannot be replaced: {_said(problem)} ({whose}).") from None
+
+
 # Stages
 
 
@@ -218,7 +229,7 @@ def _new_stage(parent: pathlib.Path, of: str) -> tuple[pathlib.Path, int]:
 def _clear(stage: pathlib.Path, mark: pathlib.Path) -> None:
     """Takes out a stage whose process has ended, unless a mark may still name it."""
     try:
-        lock = os.open(stage / _LOCK, os.O_RDWR)
+        lock = os.open(stage / _LOCK, os.O_RDWR | _NO_LINK)
     except FileNotFoundError:
         stage.rmdir()  # killed as it began, and empty; else an error, and it stays
         return
@@ -293,11 +304,12 @@ def _merge(
     try:
         names = [entry.name for entry in (stage / _NEW).iterdir()]
         gone = [n for n in sorted(os.listdir(directory)) if ours(n) and n not in names]
-        plan = {"stage": os.path.relpath(stage, directory), "names": names, "gone": gone}
+        plan = {"stage": stage.name, "names": names, "gone": gone}
         os.write(held, json.dumps(plan).encode())
         os.fsync(held)
         try:
-            _put(stage, directory, names, gone)
+            with _allowed(directory, error):
+                _put(stage, directory, names, gone)
         except BaseException:
             _undo(stage, directory, names, gone)
             raise
@@ -326,7 +338,7 @@ def _recover(directory: pathlib.Path) -> bool:
     """Does the rest of what a killed process was putting in place, or waits a little for one that
     lives. Whether nothing is left to do."""
     try:
-        mark = os.open(directory / _MARK, os.O_RDWR)
+        mark = os.open(directory / _MARK, os.O_RDWR | _NO_LINK)
     except OSError:
         return True
     try:
@@ -335,13 +347,39 @@ def _recover(directory: pathlib.Path) -> bool:
             return False
         if not _is_at(directory / _MARK, mark):  # that process has just done it
             return True
-        with contextlib.suppress(ValueError):  # killed while it wrote the mark: nothing was moved
-            plan = json.loads(os.read(mark, os.fstat(mark).st_size))
-            _put(directory / plan["stage"], directory, plan["names"], plan["gone"])
+        plan = _plan(directory, os.read(mark, os.fstat(mark).st_size))
+        if plan is not None:
+            _put(*plan)
         (directory / _MARK).unlink()
     finally:
         os.close(mark)
     return True
+
+
+def _plan(
+    directory: pathlib.Path, said: bytes
+) -> tuple[pathlib.Path, pathlib.Path, list[str], list[str]] | None:
+    """What a mark says is to be done; None for one that was not finished: nothing was moved then.
+
+    A folder comes from anywhere, so a mark in it may name nothing but its own entries.
+    """
+    try:
+        plan = json.loads(said)
+        stage, names, gone = plan["stage"], plan["names"], plan["gone"]
+        match = _STAGE.fullmatch(stage)
+        if not match or any(
+            name != os.path.basename(name) or name == ".." for name in names + gone
+        ):
+            return None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    parent = directory if match["of"] is None else directory.parent
+    folders = [parent / stage, parent / stage / _NEW]
+    return (parent / stage, directory, names, gone) if all(map(_is_folder, folders)) else None
+
+
+def _is_name(name: str) -> bool:
+    return name not in ("", ".", "..") and "\0" not in name and os.path.basename(name) == name
 
 
 def _put(
@@ -349,6 +387,8 @@ def _put(
 ) -> None:
     """Moves what is new in and what is old out. Done again, it does what is left to do."""
     (stage / _OLD).mkdir(exist_ok=True)
+    if not _is_folder(stage / _OLD):
+        return
     for name in names:
         new, place, old = stage / _NEW / name, directory / name, stage / _OLD / name
         if not os.path.lexists(new):
@@ -370,7 +410,7 @@ def _undo(
         new, place, old = stage / _NEW / name, directory / name, stage / _OLD / name
         if name in names and not os.path.lexists(new):
             place.rename(new)
-        if os.path.lexists(old):
+        if os.path.lexists(old) and not os.path.lexists(place):
             _move(old, place)
 
 

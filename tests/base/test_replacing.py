@@ -230,6 +230,40 @@ def test_things_with_similar_names_are_nobodys_rest(place):
     assert len(os.listdir(place)) == 5 + 4 and len(os.listdir(place.parent)) == 1 + 3
 
 
+@pytest.mark.parametrize(
+    "mark",
+    [
+        "",
+        "[",
+        "[]",
+        "[" * 100_000,
+        '{"stage": 1, "names": [], "gone": []}',
+        '{"stage": ".saving-01234567", "names": "ab", "gone": []}',
+        '{"stage": ".saving-01234567", "names": [], "gone": ["../outside"]}',
+        '{"stage": ".saving-01234567", "names": ["../outside"], "gone": []}',
+        '{"stage": ".saving-01234567", "names": [], "gone": ["OUTSIDE"]}',
+        '{"stage": "../outside", "names": ["secret"], "gone": []}',
+        '{"stage": ".saving-01234567", "names": ["", ".", "..", "\\u0000"], "gone": []}',
+        '{"stage": ".saving-01234567", "names": ["secret"], "gone": []}',
+        '{"stage": ".saving-89abcdef", "names": ["secret"], "gone": []}',
+    ],
+)
+def test_a_folder_from_a_stranger_moves_and_removes_nothing_outside(place, mark):
+    outside = place.parent / "outside"
+    (outside / "new").mkdir(parents=True)
+    for name in ("secret", "lock", "new/secret"):
+        (outside / name).write_text("mine")
+    before = content(outside)
+    (place / ".saving-now").write_text(mark.replace("OUTSIDE", str(outside)))
+    (place / ".saving-01234567").symlink_to(outside)
+    (place / ".saving-89abcdef").mkdir()
+    (place / ".saving-89abcdef" / "new").symlink_to(outside)
+    (place / ".saving-89abcdef" / "lock").write_text("")
+    settle(place)
+    assert content(outside) == before and not (place / "secret").exists()
+    assert not (place / ".saving-now").exists() and not (place / ".saving-89abcdef").exists()
+
+
 def test_where_there_are_no_locks_nothing_is_taken_for_left_over(place, monkeypatch):
     def unsupported(*arguments):
         raise OSError(95, "Operation not supported")
@@ -246,7 +280,7 @@ def test_a_mark_that_nobody_can_take_over_is_an_error_that_says_what_to_delete(p
     monkeypatch.setattr(replacing, "_PATIENCE", 0)
     with replacing_folder(place, ours, ValueError) as new:
         (new / "a.json").write_text("first")
-        held = replacing._hold(place / ".saving")
+        held = replacing._hold(place / ".saving-now")
         with pytest.raises(ValueError, match=r"by another process for.* delete .*\.saving"):
             write(place, "second")
         os.close(held)  # it has ended without a word about what is to be done
@@ -316,3 +350,19 @@ def test_a_folder_that_is_not_writable_is_named(tmp_path, monkeypatch):
     ):
         with pytest.raises(Refused, match=f"Permission denied .{tmp_path}"), writes:
             pass
+
+
+def test_what_belongs_to_somebody_else_is_named_and_stays(place, monkeypatch):
+    rename, before = pathlib.Path.rename, content(place)
+
+    def denied(self, to):
+        if to == place / "b.bin":
+            raise PermissionError(1, "Operation not permitted", str(self), None, str(to))
+        return rename(self, to)
+
+    monkeypatch.setattr(pathlib.Path, "rename", denied)
+    refused = pytest.raises(Refused, match=r"place cannot be replaced: Operation .*\(b\.bin\)")
+    with refused, replacing_folder(place, ours, Refused) as new:
+        (new / "a.json").write_text("new")
+        (new / "b.bin").write_text("new")
+    assert content(place) == before
