@@ -130,11 +130,11 @@ def settle(path: Any) -> None:
         while not _recover(path) and time.monotonic() < until:
             pass
         for folder, of in ((path.parent, path.name), (path, None)):
-            with contextlib.suppress(OSError):
-                for entry in sorted(folder.iterdir()):
-                    match = _STAGE.fullmatch(entry.name)
-                    if match and match["of"] == of and _is_folder(entry):
-                        _clear(entry, path / _MARK)
+            for name in os.listdir(folder) if folder.is_dir() else ():
+                match = _STAGE.fullmatch(name)
+                if match and match["of"] == of and _is_folder(folder / name):
+                    with contextlib.suppress(OSError):
+                        _clear(folder / name, path / _MARK)
 
 
 def make_folder(folder: pathlib.Path, error: Error, make: bool = True) -> None:
