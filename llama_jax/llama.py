@@ -20,7 +20,7 @@ from llama_jax import run as running
 from llama_jax.base.replacing import as_path
 from llama_jax.capture import Captures, wanted
 from llama_jax.checkpoint import hub, huggingface, meta, orbax
-from llama_jax.checkpoint.folder import existing
+from llama_jax.checkpoint.folder import check_unchanged, existing, stamps
 from llama_jax.config import LlamaConfig
 from llama_jax.cria import WEIGHTS as CRIA
 from llama_jax.dtypes import as_dtype
@@ -135,6 +135,7 @@ class Llama:
             folder = hub.download(os.fspath(path), revision)
         else:
             folder = existing(path)
+        before = stamps(folder)
         wanted = None if dtype is None else as_dtype(dtype)
         tokenizer = huggingface.read_tokenizer(folder)  # before the weights: errors come early
         stops = huggingface.read_stop_tokens(folder)
@@ -152,6 +153,7 @@ class Llama:
             model = Model(config, jnp.float32, _mesh(mesh, config, stored))
             load = orbax.load if orbax.is_orbax(folder) else huggingface.load
             load(folder, model, wanted)
+        check_unchanged(folder, before)
         named = folder == CRIA or hub.is_hub_id(path)
         name = os.fspath(path) if named else folder.resolve().name
         return cls(model, tokenizer, stops, name)

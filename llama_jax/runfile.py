@@ -83,6 +83,7 @@ def read(path: str | os.PathLike[str], llama: Llama | None, verify: bool) -> dic
     settle(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} is no file; Run.save writes one.")
+    before = path.stat()
     try:
         tensors, metadata = read_header(path)
     except CheckpointError as error:
@@ -101,6 +102,9 @@ def read(path: str | os.PathLike[str], llama: Llama | None, verify: bool) -> dic
         config = _config(about["config"])
         captures = {name: _capture(name, plain) for name, plain in about["captures"].items()}
         arrays = {name: _mapped(path, info) for name, info in tensors.items()}
+        now = path.stat()
+        if (now.st_ino, now.st_mtime_ns) != (before.st_ino, before.st_mtime_ns):
+            raise RunFileError(f"{path} was written to while it was read. Open it again.")
         if verify:
             _verify(path, tensors, about["checksums"])
         logits = arrays["logits"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from llama_jax import Ablate, Capture, Llama, Run
+from llama_jax import Ablate, Capture, Llama, Run, runfile
 from llama_jax.model.tap import TopK
 from llama_jax.runfile import RunFileError
 from tests.tiny import GQA
@@ -131,6 +131,19 @@ OLD = {  # as the first version wrote it, which had no checksum of the header
     "pieces": None,
     "versions": {"llama-jax": "0.1.0", "jax": "0.10.2", "flax": "0.12.8", "numpy": "2.4.0"},
 }
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_refused(saved, monkeypatch):
+    mapped = runfile._mapped
+
+    def slow(path, info):
+        monkeypatch.undo()
+        saved[0].save(path)
+        return mapped(path, info)
+
+    monkeypatch.setattr(runfile, "_mapped", slow)
+    with pytest.raises(RunFileError, match="was written to while it was read"):
+        Run.load(saved[1], verify=False)
 
 
 def test_a_file_of_an_older_version_is_read(tmp_path):

@@ -14,12 +14,14 @@ from llama_jax.base.replacing import as_path, is_stage, replacing_folder, settle
 from llama_jax.checkpoint.tensors import CheckpointError, listed
 
 __all__ = [
+    "check_unchanged",
     "contents",
     "existing",
     "in_words",
     "read_json",
     "replaceable",
     "replacing",
+    "stamps",
     "write_json",
 ]
 
@@ -69,6 +71,33 @@ def existing(directory: str | os.PathLike[str]) -> pathlib.Path:
     if not directory.is_dir():
         raise CheckpointError(f"{directory} is a file. A checkpoint is a folder: give that.")
     return directory
+
+
+Stamps = dict[str, tuple[int, int, int]]
+
+
+def stamps(directory: pathlib.Path) -> Stamps:
+    """What tells a checkpoint's files from others of the same names, for `check_unchanged`."""
+    found = {}
+    for name in filter(_is_ours, os.listdir(directory)):
+        with contextlib.suppress(OSError):
+            about = os.stat(directory / name)
+            found[name] = (about.st_ino, about.st_mtime_ns, about.st_size)
+    return found
+
+
+def check_unchanged(directory: pathlib.Path, before: Stamps) -> None:
+    """Raises `CheckpointError` where files that were read are not those that are there now.
+
+    A part of the weights may be another checkpoint's then.
+    """
+    now = stamps(directory)
+    changed = sorted(name for name in before if now.get(name) != before[name])
+    if changed:
+        raise CheckpointError(
+            f"{directory} was written to while it was read: {in_words(changed)} changed. Open it "
+            "again."
+        )
 
 
 def replaceable(directory: str | os.PathLike[str]) -> pathlib.Path:

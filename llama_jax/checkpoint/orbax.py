@@ -46,7 +46,7 @@ def load(directory: Path, model: Model, dtype: Any = None, shardings: Any = None
     """
     import orbax.checkpoint as ocp  # takes a second to import: only who reads should pay
 
-    directory = existing(directory)
+    directory = existing(directory).absolute()  # Orbax takes no other
     slots = parameters(model)
     largest = max(math.prod(slot.get_value().shape) for slot in slots.values())
     with _checkpointer(ocp, 8 * largest) as checkpointer:
