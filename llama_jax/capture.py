@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import numbers
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Array, Int
 
+from llama_jax.base.choice import Choice, Read, chosen, integer, read
 from llama_jax.config import LlamaConfig
 from llama_jax.dtypes import as_dtype
 from llama_jax.model.tap import Edit, Reduce, Take, Tap, treats_positions_alike
@@ -23,14 +25,16 @@ __all__ = [
     "Heads",
     "Positions",
     "heads_of",
+    "of_prompt",
     "positions_of",
+    "rows_of",
     "takes",
     "taps_for",
     "wanted",
 ]
 
-Heads = int | Iterable[int]
-Positions = int | slice | Iterable[int]
+Heads = Choice
+Positions = Choice
 
 
 class CaptureError(ValueError):
@@ -43,8 +47,9 @@ class Capture:
 
     `point` takes every form of name that `llama_jax.points.resolve` takes. `heads` chooses query
     heads (key/value heads of `k`, `v`, `k_rot`), negative ones from the last. `positions` chooses
-    positions T of each row, in the order given, negative ones from the row's own end: an integer,
-    several, or a slice; T becomes their number. `dtype` is what the result is stored in.
+    positions T of each row, in the order given, negative ones from the row's own end; T becomes
+    their number. Both take an integer, several, a slice, or a boolean mask as long as the axis (of
+    positions the prompt's T). `dtype` is what the result is stored in.
 
     `reduce` is done last, in the program:
 
@@ -71,10 +76,9 @@ class Capture:
     def __post_init__(self) -> None:
         if not isinstance(self.point, str) and np.iterable(self.point):
             object.__setattr__(self, "point", tuple(self.point))
-        if self.positions is not None and not isinstance(self.positions, slice):
-            object.__setattr__(self, "positions", _integers(self.positions, "positions"))
-        if self.heads is not None:
-            object.__setattr__(self, "heads", _integers(self.heads, "heads"))
+        for name in ("positions", "heads"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, _read(getattr(self, name), name))
         object.__setattr__(self, "reduce", _reduce(self.reduce))
         if self.dtype is not None:
             object.__setattr__(self, "dtype", as_dtype(self.dtype))
@@ -161,6 +165,28 @@ class Captured:
             )
         return next(iter(found.values())) if len(found) == 1 else found
 
+    def stack(self, points: Points) -> Array:
+        """A point of every layer that holds it as one array `[L, ...]`, whatever the depth.
+
+        The layers are in the order of `names`; of one layer it is `[1, ...]`. Raises `PointError`
+        where the name means points of several kinds, and `ValueError` where their shapes differ.
+
+        >>> from llama_jax import Llama
+        >>> llama = Llama.from_pretrained("cria")
+        >>> llama.run("Once upon a time", "pattern").stack("pattern").shape
+        (4, 1, 8, 5, 5)
+        """
+        found = self[points]
+        if not isinstance(found, dict):
+            found = {"": found}
+        kinds = {point_of(name).name for name in found if name}
+        shapes = {tuple(map(np.shape, jax.tree.leaves(array))) for array in found.values()}
+        if len(kinds) > 1:
+            raise PointError(f"{points!r} means {', '.join(sorted(kinds))}: stack one of them.")
+        if len(shapes) > 1:
+            raise ValueError(f"{points!r} has other shapes in other layers: {sorted(shapes)}.")
+        return jax.tree.map(lambda *parts: jnp.stack(parts), *found.values())
+
     @property
     def names(self) -> tuple[str, ...]:
         """Full names of what was captured, in the order of the forward pass."""
@@ -174,40 +200,57 @@ def positions_of(
 
     Negative ones count from the row's end; others may lie in the `more` positions behind it.
     """
-    if isinstance(positions, slice):
-        rows = [list(range(*positions.indices(int(length)))) for length in lengths]
+    found = _read(positions, f"{what}: positions")
+    if isinstance(found, slice):
+        rows = [list(range(*found.indices(int(length)))) for length in lengths]
         if len({len(row) for row in rows}) > 1 or not rows[0]:
             counts = [len(row) for row in rows]
             raise CaptureError(
-                f"{what}: {positions} chooses {counts} positions of rows of {lengths.tolist()} "
+                f"{what}: {found} chooses {counts} positions of rows of {lengths.tolist()} "
                 "tokens; choose equally many, and at least one, of each."
             )
         return np.array(rows, np.int32)
-    chosen = np.array(_integers(positions, "positions"), np.int64)
+    if isinstance(found[0], bool):
+        found = _chosen(found, "position", int(lengths.max()), what)
+    numbers = np.array(found, np.int64)
     for row, length in enumerate(lengths):
-        bad = chosen[(chosen < -length) | (chosen >= length + more)]
+        bad = numbers[(numbers < -length) | (numbers >= length + more)]
         if len(bad):
             raise CaptureError(
                 f"{what}: position {bad[0]} of row {row}, which has {length} tokens: 0 to "
                 f"{length + more - 1}, or -{length} to -1 from its end."
             )
-    return np.where(chosen < 0, chosen + lengths[:, None], chosen).astype(np.int32)
+    return np.where(numbers < 0, numbers + lengths[:, None], numbers).astype(np.int32)
+
+
+def rows_of(tokens: Int[np.ndarray, "B T"], lengths: Int[np.ndarray, " B"]) -> list[list[int]]:
+    """The tokens of each row, without padding."""
+    return [row[:length].tolist() for row, length in zip(tokens, lengths, strict=True)]
+
+
+def of_prompt(
+    captures: Mapping[str, Capture], lengths: Int[np.ndarray, " B"]
+) -> dict[str, Capture]:
+    """Masks, which are as long as the prompt, as the positions that they choose: for what grows."""
+    found = dict(captures)
+    for name, capture in captures.items():
+        chosen = capture.positions
+        if isinstance(chosen, tuple) and isinstance(chosen[0], bool):
+            numbers = _chosen(chosen, "position", int(lengths.max()), f"Capture of {name}")
+            found[name] = dataclasses.replace(capture, positions=numbers)
+    return found
 
 
 def heads_of(heads: Heads, point: Point, config: LlamaConfig, what: str) -> tuple[int, ...]:
     """The heads chosen, from the first; `what` begins the message of an error."""
     axes = point.axes.split()
     if "N" in axes:
-        kind, count = "query heads", config.num_attention_heads
+        kind, count = "query head", config.num_attention_heads
     elif "K" in axes:
-        kind, count = "key/value heads", config.num_key_value_heads
+        kind, count = "key/value head", config.num_key_value_heads
     else:
         raise CaptureError(f"{what}: heads= was given, but this point has no heads ({point.axes}).")
-    chosen = _integers(heads, "heads")
-    for head in chosen:
-        if not -count <= head < count:
-            raise CaptureError(f"{what}: head {head}; there are {count} {kind}, 0 to {count - 1}.")
-    return tuple(head % count for head in chosen)
+    return _chosen(heads, kind, count, what)
 
 
 def _take(name: str, capture: Capture, config: LlamaConfig, lengths: Int[np.ndarray, " B"]) -> Take:
@@ -226,13 +269,18 @@ def _take(name: str, capture: Capture, config: LlamaConfig, lengths: Int[np.ndar
     return Take(point.axes, heads, positions, reduce, capture.dtype)
 
 
-def _integers(values: int | Iterable[int], what: str) -> tuple[int, ...]:
-    if hasattr(values, "__array__"):
-        values = np.asarray(values).tolist()
-    items: list[Any] = [values] if isinstance(values, numbers.Integral) else list(values)  # type: ignore
-    if not items or not all(isinstance(item, numbers.Integral) for item in items):
-        raise CaptureError(f"{what} is {values!r}; it must be an integer or several.")
-    return tuple(int(item) for item in items)
+def _read(given: Any, what: str) -> Read:
+    try:
+        return read(given, what)
+    except TypeError as error:
+        raise CaptureError(str(error)) from None
+
+
+def _chosen(given: Any, one: str, count: int, what: str) -> tuple[int, ...]:
+    try:
+        return chosen(given, one, count)
+    except (TypeError, IndexError) as error:
+        raise CaptureError(f"{what}: {error}") from None
 
 
 def _reduce(reduce: Any) -> Reduce:
@@ -241,7 +289,7 @@ def _reduce(reduce: Any) -> Reduce:
     if isinstance(reduce, Sequence) and not isinstance(reduce, str) and len(reduce) == 2:
         kind, size = reduce
         named = kind in ("max_pool", "mean_pool", "topk")
-        if named and isinstance(size, int | np.integer) and size > 0:
+        if named and (integer(size) or 0) > 0:
             return (kind, int(size))
     raise CaptureError(
         f"reduce is {reduce!r}; it must be 'last', 'norm', ('max_pool', n), ('mean_pool', n), "

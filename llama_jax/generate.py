@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import numbers
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,17 +13,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from llama_jax.base.programs import program
+from llama_jax.base.choice import integer
+from llama_jax.base.modes import jit
 from llama_jax.capture import (
     Capture,
     Captured,
     CaptureError,
+    rows_of,
     takes,
     taps_for,
 )
 from llama_jax.config import LlamaConfig
 from llama_jax.edits import Edit, Place, edits_at
-from llama_jax.model import Cache, empty_cache, forward, leaves_of
+from llama_jax.model import Cache, Logits, empty_cache, forward, leaves_of
 from llama_jax.model.product import wide
 from llama_jax.model.tap import Take, Tap, TopK, along
 from llama_jax.plan import check_budget
@@ -84,6 +85,11 @@ class Generation(Captured):
     captured: Mapping[str, Any]
     llama: Llama | None = None  # shared, not copied: it knows the tokens' texts
 
+    @property
+    def rows(self) -> list[list[int]]:
+        """The new tokens of each row, without what is behind its end."""
+        return rows_of(self.tokens, self.lengths)
+
     def __repr__(self) -> str:
         return f"Generation({self.text!r})"
 
@@ -108,8 +114,9 @@ def write(
     All checks are made at the call, before the first step is asked for.
     """
     config = llama.config
-    if not isinstance(max_new_tokens, numbers.Integral) or max_new_tokens < 0:
-        raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be an integer from 0 on.")
+    if (count := integer(max_new_tokens)) is None or count < 0:
+        raise ValueError(f"max_new_tokens is {max_new_tokens!r}; it must be an integer from 0 on.")
+    max_new_tokens = count
     longest, room = int(lengths.max()), config.max_position_embeddings
     if longest + max_new_tokens > room:
         raise ValueError(
@@ -127,7 +134,7 @@ def write(
     # What needs all positions is reduced when all are there: till then it is held whole.
     held = {name: capture.while_writing for name, capture in captures.items()}
     if keep:
-        logits = "all" if "logits" in captures else "last"
+        logits: Logits = "all" if "logits" in captures else "last"
         check_budget(held, config, lengths + more, dtype, logits, budget, size, llama.device_count)
     changes = edits_at(edits, Place(config, wide(dtype), lengths, longest, size, more))
     taps = taps_for(held, changes, config, lengths)
@@ -254,7 +261,7 @@ def prefill(
     return logits, cache, pieces
 
 
-@functools.partial(program, static_argnums=0, donate_argnums=2)
+@functools.partial(jit, static_argnums=0, donate_argnums=2)
 def advance(
     structure: Any,
     leaves: tuple[Array, ...],
@@ -417,7 +424,7 @@ def _stops(
     llama: Llama, stop: str | int | Sequence[str | int]
 ) -> tuple[frozenset[int], tuple[str, ...]]:
     """Splits `stop` into token ids and texts; a special token's name is its id."""
-    items = [stop] if isinstance(stop, str | int) else list(stop)
+    items = stop_items(stop)
     special = llama.tokenizer.special if llama.tokenizer is not None else {}
     ids, texts = set(llama.stop_tokens), []
     for item in items:
@@ -433,8 +440,23 @@ def _stops(
                 )
             texts.append(item)
         else:
-            ids.add(int(item))
+            ids.add(llama.token(item))
     return frozenset(ids), tuple(texts)
+
+
+def stop_items(stop: Any) -> list[Any]:
+    """What `stop=` holds, one by one."""
+    single = isinstance(stop, str) or integer(stop) is not None
+    items = [stop] if single else list(stop) if isinstance(stop, Iterable) else [stop]
+    for item in items:
+        if isinstance(stop, Mapping | bytes) or not (
+            isinstance(item, str) or integer(item) is not None
+        ):
+            raise TypeError(
+                f"stop is {stop!r}; it must be a token id, the name of a special token, a text, or "
+                "several of these; () for none."
+            )
+    return items
 
 
 def _chunk(longest: int) -> int:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from llama_jax.base.programs import program
+from llama_jax.base.modes import jit
 from llama_jax.capture import Capture, Captured, taps_for
 from llama_jax.config import LlamaConfig
 from llama_jax.edits import Edit, Place, edits_at
@@ -104,7 +104,7 @@ def gradients(
     return Gradients(config, values, {name: found[name] for name in (*names, *weights)})
 
 
-@functools.partial(program, static_argnums=(0, 1, 2, 3, 4))
+@functools.partial(jit, static_argnums=(0, 1, 2, 3, 4))
 def _program(
     structure: Any,
     places: tuple[tuple[str, int], ...],

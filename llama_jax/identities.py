@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from llama_jax.base.modes import standard
 from llama_jax.config import LlamaConfig
 from llama_jax.model import Model, unembed
 from llama_jax.model.product import product, wide
@@ -80,6 +81,7 @@ class Check(Table):
         return ("identity", "error", "tolerance", "", ""), rows, last
 
 
+@standard
 def check(
     captured: Mapping[str, Array],
     config: LlamaConfig,

@@ -6,19 +6,19 @@ import dataclasses
 import difflib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Int
 
 from llama_jax import generate as writing
 from llama_jax import gradients as differentiating
 from llama_jax import run as running
+from llama_jax.base.choice import integer
 from llama_jax.base.replacing import as_path
-from llama_jax.capture import Captures, wanted
+from llama_jax.capture import Captures, of_prompt, wanted
 from llama_jax.checkpoint import hub, huggingface, meta, orbax
 from llama_jax.checkpoint.folder import check_unchanged, existing, stamps
 from llama_jax.config import LlamaConfig
@@ -34,6 +34,7 @@ from llama_jax.model.tap import EditError
 from llama_jax.parallel import Placement, make_mesh, parts, placement
 from llama_jax.plan import Plan, plan
 from llama_jax.points import Points, resolve_weights
+from llama_jax.prompts import Prompt, PromptError, Rows, read
 from llama_jax.run import Run
 from llama_jax.sampling import Sampling
 from llama_jax.text import ENDS, Reply, Tokenizer, Tool, ToolFormat, encode_chat, read_reply
@@ -42,21 +43,6 @@ __all__ = ["Llama", "Prompt", "PromptError", "Rows"]
 
 # Sizes by axis, or in text; None is what is needed of the devices that are there.
 MeshLike = Mapping[str, int] | str | Mesh | None
-
-# Text, several texts, tokens [T] or [B, T], or several rows of tokens.
-Prompt = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | np.ndarray
-
-
-class Rows(NamedTuple):
-    """Prompts, aligned on the left."""
-
-    tokens: Int[np.ndarray, "B T"]
-    lengths: Int[np.ndarray, " B"]
-    single: bool  # whether it was one prompt and no batch
-
-
-class PromptError(ValueError):
-    """A prompt that this model cannot take."""
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -83,6 +69,11 @@ class Llama:
     def mesh(self) -> Mesh | None:
         """The devices that share out weights, cache, batch and captures; None on one device."""
         return self.model.mesh
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """What is computed in: the embedding's dtype, whatever other weights are stored in."""
+        return self.model.dtype
 
     @property
     def device_count(self) -> int:
@@ -252,13 +243,14 @@ class Llama:
         Raises `PromptError` for other texts, and for an id that is not in the vocabulary.
         """
         if not isinstance(text, str):
-            if not isinstance(text, int | np.integer):
+            id = integer(text)
+            if id is None:
                 raise PromptError(f"Token {text!r}: a token is an integer, or text that is one.")
-            if not 0 <= text < self.config.vocab_size:
+            if not 0 <= id < self.config.vocab_size:
                 raise PromptError(
-                    f"Token {text}: the vocabulary is 0 to {self.config.vocab_size - 1}."
+                    f"Token {id}: the vocabulary is 0 to {self.config.vocab_size - 1}."
                 )
-            return int(text)
+            return id
         tokenizer = self._tokenizer()
         if text in tokenizer.special:
             return tokenizer.special[text]
@@ -280,7 +272,7 @@ class Llama:
     ) -> Run:
         """One forward pass that returns the logits and every point that is asked for.
 
-        `prompt` is text, several texts, or tokens `[T]`, `[B, T]` or rows of uneven lengths, which
+        `prompt` is text, several texts, tokens `[T]` or `[B, T]`, rows of uneven lengths, which
         are aligned on the left. `capture` names points (`llama_jax.points.resolve` says how), or
         holds `Capture`s, which keep a part of one; of two for one point the later counts. `edits`
         (`Ablate`, `Patch`, `Steer`, `Replace`) are made in their order, and what is captured is
@@ -392,10 +384,9 @@ class Llama:
         True
         """
         sampling = Sampling(temperature, top_p, top_k, seed)
-        captures = wanted(capture, self.config.num_hidden_layers)
-        return writing.write(
-            self, *self.read(prompt), max_new_tokens, sampling, stop, captures, edits
-        )
+        rows = self.read(prompt)
+        captures = of_prompt(wanted(capture, self.config.num_hidden_layers), rows.lengths)
+        return writing.write(self, *rows, max_new_tokens, sampling, stop, captures, edits)
 
     def generate(
         self,
@@ -425,7 +416,7 @@ class Llama:
         """
         sampling = Sampling(temperature, top_p, top_k, seed)
         tokens, lengths, single = self.read(prompt)
-        captures = wanted(capture, self.config.num_hidden_layers)
+        captures = of_prompt(wanted(capture, self.config.num_hidden_layers), lengths)
         steps = writing.write(
             self,
             tokens,
@@ -475,7 +466,7 @@ class Llama:
         )
         tokenizer, stop = self._tokenizer(), settings.pop("stop", ())
         ends = [tokenizer.special[name] for name in ENDS if name in tokenizer.special]
-        stops = [*([stop] if isinstance(stop, str | int) else stop), *ends]
+        stops = [*writing.stop_items(stop), *ends]
         written = self.generate(prompt[0], stop=stops, **settings)
         said = written.tokens[0, : written.lengths[0]]
         reply = read_reply(tokenizer, said, tools, str(written.text))
@@ -522,43 +513,7 @@ class Llama:
         >>> Llama.from_pretrained("cria").read(["Once upon a time", "One day"]).lengths.tolist()
         [5, 3]
         """
-        rows, single = self._rows(prompt)
-        lengths = np.array([len(row) for row in rows], np.int32)
-        if not len(rows) or not lengths.all():
-            which = f" (row {int(np.argmin(lengths))})" if len(rows) > 1 else ""
-            raise PromptError(f"The prompt{which} is empty: there is no token to start from.")
-        tokens = np.zeros((len(rows), lengths.max()), np.int32)
-        for i, row in enumerate(rows):
-            bad = np.flatnonzero((row < 0) | (row >= self.config.vocab_size))
-            if len(bad):
-                raise PromptError(
-                    f"Token {int(row[bad[0]])} at position {int(bad[0])} of row {i}: this model "
-                    f"has a vocabulary of {self.config.vocab_size} tokens, 0 to "
-                    f"{self.config.vocab_size - 1}."
-                )
-            tokens[i, : len(row)] = row
-        return Rows(tokens, lengths, single)
-
-    def _rows(self, prompt: Prompt) -> tuple[list[np.ndarray], bool]:
-        if isinstance(prompt, str):
-            return [np.array(self._tokenizer().encode(prompt))], True
-        if not np.iterable(prompt):
-            raise PromptError(
-                f"The prompt is {prompt!r}; a prompt is text, several texts, or integer tokens [T] "
-                "or [B, T]."
-            )
-        items = list(prompt)
-        if items and all(isinstance(item, str) for item in items):
-            return [np.array(self._tokenizer().encode(text)) for text in items], False
-        single = np.ndim(items[0]) == 0 if items else True
-        rows = [np.asarray(row) for row in ([items] if single else items)]
-        for i, row in enumerate(rows):
-            if row.ndim != 1 or (row.size and not np.issubdtype(row.dtype, np.integer)):
-                raise PromptError(
-                    f"Row {i} of the prompt is {row.dtype} of shape {list(row.shape)}; a prompt is "
-                    "text, several texts, or integer tokens [T] or [B, T]."
-                )
-        return rows, single
+        return read(prompt, lambda text: self._tokenizer().encode(text), self.config.vocab_size)
 
     def _tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import operator
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
+
+from llama_jax.base.choice import integer
 
 if TYPE_CHECKING:
     from llama_jax.llama import Llama
@@ -125,6 +126,11 @@ def bound(metric: Metric, llama: Llama) -> Metric:
 def _hashable(tokens: Tokens) -> int | str | tuple[int | str, ...]:
     if isinstance(tokens, str):
         return tokens
-    if np.ndim(tokens) == 0:
-        return operator.index(tokens)  # type: ignore[arg-type]
-    return tuple(t if isinstance(t, str) else operator.index(t) for t in tokens)  # type: ignore
+    single = integer(tokens)
+    if single is not None:
+        return single
+    items: Any = np.asarray(tokens).tolist() if hasattr(tokens, "__array__") else tokens
+    found = [item if isinstance(item, str) else integer(item) for item in items]
+    if not found or None in found:
+        raise TypeError(f"tokens is {tokens!r}; it must be a token or several: ids, or texts.")
+    return tuple(found)  # type: ignore[arg-type]

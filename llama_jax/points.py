@@ -10,11 +10,11 @@ import dataclasses
 import difflib
 import fnmatch
 import functools
-import numbers
 import re
 from collections.abc import Iterable
 from typing import Any
 
+from llama_jax.base.choice import integer
 from llama_jax.config import LlamaConfig
 
 __all__ = [
@@ -161,8 +161,7 @@ def is_pair(item: object) -> bool:
         isinstance(item, tuple)
         and len(item) == 2
         and isinstance(item[0], str)
-        and isinstance(item[1], numbers.Integral)
-        and not isinstance(item[1], bool)
+        and integer(item[1]) is not None
     )
 
 
@@ -186,6 +185,11 @@ def _names(num_layers: int) -> dict[str, tuple[str, ...]]:
 def _match(item: str | tuple[str, int], num_layers: int) -> tuple[str, ...]:
     written, layer = (item, None) if isinstance(item, str) else item
     pattern = _dotted(written)
+    if not re.search(r"[^\W\d_]|\*|\?", pattern):  # "3" would mean all that ends in it
+        raise PointError(
+            f"{written!r} is not the name of a point. A layer is an integer beside a name, as in "
+            "('pattern', 3)."
+        )
     names = _names(num_layers)
     found = [
         name

@@ -14,8 +14,17 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from llama_jax import identities, runfile
-from llama_jax.base.programs import program
-from llama_jax.capture import Capture, Captured, CaptureError, Captures, taps_for, wanted
+from llama_jax.base.choice import integer, numbered
+from llama_jax.base.modes import jit
+from llama_jax.capture import (
+    Capture,
+    Captured,
+    CaptureError,
+    Captures,
+    rows_of,
+    taps_for,
+    wanted,
+)
 from llama_jax.config import LlamaConfig
 from llama_jax.edits import Edit, Place, edits_at
 from llama_jax.model import Logits, forward, leaves_of
@@ -72,6 +81,16 @@ class Run(Captured):
         return super().__getitem__(points)
 
     @property
+    def rows(self) -> list[list[int]]:
+        """The tokens of each row without padding, as `llama.run` takes them.
+
+        >>> from llama_jax import Llama
+        >>> Llama.from_pretrained("cria").run([[5, 6, 7], [8]]).rows
+        [[5, 6, 7], [8]]
+        """
+        return rows_of(self.tokens, self.lengths)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the captured arrays and the logits."""
         arrays = jax.tree.leaves((dict(self.captured), self.logits))
@@ -89,14 +108,15 @@ class Run(Captured):
         chosen = jnp.take_along_axis(logits, targets, axis=-1)[..., 0]
         losses = jax.nn.logsumexp(logits, axis=-1) - chosen
         known = np.arange(1, self.tokens.shape[1]) < self.lengths[:, None]
-        return jnp.where(known, losses, jnp.nan)
+        with jax.debug_nans(False):  # these are meant
+            return jnp.where(known, losses, jnp.nan)
 
     def top(self, k: int = 10, position: int = -1, row: int = 0) -> list[Candidate]:
         """The k likeliest next tokens after `position` of a row, likeliest first.
 
         Positions count within the row's own length, negative ones from its end.
         """
-        if not 1 <= k <= self.logits.shape[-1]:
+        if not 1 <= (integer(k) or 0) <= self.logits.shape[-1]:
             raise ValueError(f"k is {k}; it must be 1 to {self.logits.shape[-1]}, the vocabulary.")
         probabilities, ids = jax.lax.top_k(self._probabilities(position, row), k)
         return candidates(self.llama, np.asarray(ids), np.asarray(probabilities))
@@ -111,13 +131,11 @@ class Run(Captured):
         >>> run.probability(" time") == run.top(1)[0].probability
         True
         """
-        id = (
-            token
-            if not isinstance(token, str)
-            else self.needs_llama("reading a token").token(token)
-        )
-        if not 0 <= id < self.config.vocab_size:
-            raise ValueError(f"Token {id}: the vocabulary is 0 to {self.config.vocab_size - 1}.")
+        if isinstance(token, str):
+            token = self.needs_llama("reading a token").token(token)
+        id, size = integer(token), self.config.vocab_size
+        if id is None or not 0 <= id < size:
+            raise ValueError(f"Token {token!r}: the vocabulary is 0 to {size - 1}.")
         return float(self._probabilities(position, row)[id])
 
     def check(self) -> identities.Check:
@@ -172,13 +190,9 @@ class Run(Captured):
             )
 
     def _probabilities(self, position: int, row: int) -> Float[Array, " V"]:
-        rows = len(self.lengths)
-        if not -rows <= row < rows:
-            raise IndexError(f"Row {row}; this run has {rows}.")
+        row = numbered("row", row, len(self.lengths))
         length = int(self.lengths[row])
-        if not -length <= position < length:
-            raise IndexError(f"Position {position} of a row of {length} tokens.")
-        at = position % length
+        at = numbered("position", position, length)
         if self.logits.shape[1] != self.tokens.shape[1]:
             if at != length - 1:
                 raise IndexError(
@@ -249,7 +263,7 @@ def check_logits(logits: Logits) -> None:
         raise ValueError(f"logits is {logits!r}; it must be 'all' or 'last'.")
 
 
-@functools.partial(program, static_argnums=(0, 5))
+@functools.partial(jit, static_argnums=(0, 5))
 def _program(
     structure: Any,
     leaves: tuple[Array, ...],

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
+import numbers
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from llama_jax.base.programs import program
+from llama_jax.base.choice import integer
+from llama_jax.base.modes import jit
 
 __all__ = ["Chosen", "Sampling", "choose"]
 
@@ -32,14 +35,23 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.temperature >= 0:
+        if not _real(self.temperature) or not 0 <= self.temperature < math.inf:
             raise ValueError(
-                f"temperature is {self.temperature}; it must be at least 0, and 0 is greedy."
+                f"temperature is {self.temperature!r}; it must be a number, at least 0, and 0 is "
+                "greedy."
             )
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p is {self.top_p}; it must be above 0 and at most 1.")
-        if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"top_k is {self.top_k}; it must be at least 1, or None for all.")
+        if not _real(self.top_p) or not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p!r}; it must be above 0 and at most 1.")
+        if self.top_k is not None and (integer(self.top_k) or 0) < 1:
+            raise ValueError(
+                f"top_k is {self.top_k!r}; it must be an integer from 1 on, or None for all."
+            )
+        if integer(self.seed) is None:
+            raise ValueError(f"seed is {self.seed!r}; it must be an integer.")
+
+
+def _real(value: object) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 class Chosen(NamedTuple):
@@ -67,7 +79,7 @@ def choose(logits: Float[Array, "B V"], sampling: Sampling, step: int) -> Chosen
     )
 
 
-@functools.partial(program, static_argnames=("greedy", "narrowed"))
+@functools.partial(jit, static_argnames=("greedy", "narrowed"))
 def _choose(
     logits: Float[Array, "B V"],
     temperature: Float[Array, ""],

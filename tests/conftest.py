@@ -25,10 +25,10 @@ if folder := compilation_cache.enable():
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 
-@pytest.fixture(autouse=True)
-def optimizations(request: pytest.FixtureRequest) -> None:
+@pytest.hookimpl(tryfirst=True)  # before the fixtures of modules, which compute
+def pytest_runtest_setup(item: pytest.Item) -> None:
     """Tests that are marked `exact` get the programs that users get."""
-    fast = FAST and not request.node.get_closest_marker("exact")
+    fast = FAST and not item.get_closest_marker("exact")
     if fast != jax.config.read("jax_disable_most_optimizations"):
         jax.clear_caches()
         jax.config.update("jax_disable_most_optimizations", fast)

@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import SingleDeviceSharding
 
-from llama_jax.base.programs import program
+from llama_jax.base.modes import jit
 from llama_loupe.arrays import cuts
 from llama_loupe.view import ViewError, integer, one_of
 
@@ -294,7 +294,7 @@ def _members(edges: np.ndarray, size: int) -> np.ndarray:
     return found
 
 
-@functools.partial(program, static_argnames=("pool", "causal"))
+@functools.partial(jit, static_argnames=("pool", "causal"))
 def _pooled(
     data: list[Any], lead: Any, rows: Any, columns: Any, corner: Any, pool: str, causal: bool
 ) -> Any:

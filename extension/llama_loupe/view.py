@@ -36,10 +36,15 @@ class View:
     name: ClassVar[str]
 
     def __init__(
-        self, title: str, selection: Selection | None = None, row: int | None = None
+        self,
+        title: str,
+        selection: Selection | None = None,
+        row: int | None = None,
+        **sizes: int,  # how many tokens, layers, heads there are to choose
     ) -> None:
         self.title = title
         self.selection = Selection() if selection is None else selection
+        self.selection.limit(**sizes)
         if row is not None:  # that of the batch which the view shows
             self.selection.row = row
 

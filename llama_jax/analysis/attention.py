@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from llama_jax.analysis.needs import a_run, held, need, numbered, pieces_of
+from llama_jax.analysis.needs import a_run, held, need, pieces_of
 from llama_jax.analysis.results import Result
-from llama_jax.base.programs import program
+from llama_jax.base.choice import numbered
+from llama_jax.base.modes import jit
 from llama_jax.model.product import product, wide
 from llama_jax.model.tap import largest
 from llama_jax.run import Run
@@ -151,7 +152,7 @@ def _members(edges: Int[np.ndarray, " n+1"]) -> Int[np.ndarray, "n w"]:
     return np.where(inside, edges[:-1, None] + np.arange(most), -1).astype(np.int32)
 
 
-@functools.partial(program, static_argnums=5)
+@functools.partial(jit, static_argnums=5)
 def _tile(
     q: Float[Array, "B T N H"],
     k: Float[Array, "B S K H"],

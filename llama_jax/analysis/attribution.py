@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from llama_jax.analysis.needs import a_run, at_positions, gathered, held, need, pieces_of
 from llama_jax.analysis.results import Result
+from llama_jax.base.modes import standard
 from llama_jax.capture import Positions
 from llama_jax.metrics import TokenMetric, Tokens, ids_of, logit, logit_difference
 from llama_jax.model.product import product, wide
@@ -61,6 +62,7 @@ class Attribution(Result):
         return f"{self.target}: {super()._summary()}"
 
 
+@standard
 def direct_logit_attribution(
     run: Run,
     token: Tokens | tuple[Tokens, Tokens] | TokenMetric,
@@ -170,6 +172,7 @@ class Decomposition(Result):
         return {**self.norms._drawn(), "around_zero": False, "vmin": 0.0}
 
 
+@standard
 def residual_decomposition(
     run: Run, positions: Positions | None = None, by: Literal["layer", "head"] = "layer"
 ) -> Decomposition:

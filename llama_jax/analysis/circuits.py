@@ -18,9 +18,9 @@ import numpy as np
 from jaxtyping import Array, Float
 from tqdm.auto import tqdm
 
-from llama_jax.analysis.needs import numbered
 from llama_jax.analysis.results import Result, node
-from llama_jax.base.programs import program
+from llama_jax.base.choice import numbered
+from llama_jax.base.modes import jit
 from llama_jax.config import LlamaConfig
 from llama_jax.model import Layer, leaves_of
 from llama_jax.model.product import product, wide
@@ -225,7 +225,7 @@ def composition_scores(
     return Result(jnp.asarray(found), axes, title=f"{kind}-composition")
 
 
-@functools.partial(program, static_argnums=(2, 3, 4))
+@functools.partial(jit, static_argnums=(2, 3, 4))
 def _composed(
     first: Layer, second: Layer, config: LlamaConfig, kind: str, fold_norm: bool
 ) -> Float[Array, "N M"]:
@@ -314,7 +314,7 @@ def _unembedding(llama: Llama) -> Float[Array, "V D"]:
     return weight.astype(wide(weight.dtype)) * model.norm.weight[...].astype(wide(weight.dtype))
 
 
-@program
+@jit
 def _svd(left: Array, right: Array) -> SVD:
     if left.shape[1] > min(left.shape[0], right.shape[1]):  # factors wider than the matrix
         return SVD(*jnp.linalg.svd(product("IR,RO->IO", left, right), full_matrices=False))
@@ -324,7 +324,7 @@ def _svd(left: Array, right: Array) -> SVD:
     return SVD(product("IR,RS->IS", a, u), s, product("SQ,OQ->SO", vh, b))
 
 
-@program
+@jit
 def _norm(left: Array, right: Array) -> Array:
     a, b = jnp.linalg.qr(left, mode="r"), jnp.linalg.qr(right.T, mode="r")
     return jnp.linalg.norm(product("RP,QP->RQ", a, b))

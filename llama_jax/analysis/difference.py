@@ -19,7 +19,7 @@ from llama_jax.analysis.cells import as_matrix, on_host, over_cells, total, unit
 from llama_jax.analysis.lens import LOGITS_AT_ONCE
 from llama_jax.analysis.needs import held
 from llama_jax.analysis.weights import CELLS, Rows
-from llama_jax.base.programs import program
+from llama_jax.base.modes import jit, standard
 from llama_jax.config import LlamaConfig
 from llama_jax.llama import Llama
 from llama_jax.model import leaves_of, parameters, readout
@@ -105,6 +105,7 @@ class Comparison(Rows[Difference]):
         return ("name", "kind", "relative", "max |a - b|", "where", ""), rows, last
 
 
+@standard
 def compare(a: Run | Llama, b: Run | Llama) -> Comparison:
     """What differs between two runs, or between the weights of two Llamas.
 
@@ -260,7 +261,7 @@ class _Measured(NamedTuple):
     size_squares: Float[Array, "m n"]
 
 
-@functools.partial(program, static_argnames="axes")
+@functools.partial(jit, static_argnames="axes")
 def _measured(
     a: Array, b: Array, lengths: Int[Array, " B"] | None = None, axes: str | None = None
 ) -> _Measured:
@@ -336,7 +337,7 @@ def _in_chunks(
     return lax.fori_loop(0, -(-count // size), step, empty)
 
 
-@program
+@jit
 def _logits_program(a: Float[Array, "B T V"], b: Float[Array, "B T V"]) -> _Distributions:
     return _in_chunks(_distributions, a, b, LOGITS_AT_ONCE // a.shape[-1])
 
@@ -371,7 +372,7 @@ def _lenses(a: Run, b: Run) -> Iterator[Difference]:
         yield _by_position(f"layers.{layer}.lens", "lens", found, x.shape, a.lengths)
 
 
-@functools.partial(program, static_argnums=0)
+@functools.partial(jit, static_argnums=0)
 def _lens_program(
     structures: tuple[Any, Any],
     leaves: tuple[tuple[Array, ...], tuple[Array, ...]],

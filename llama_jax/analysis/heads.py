@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from llama_jax.analysis.needs import held, need
 from llama_jax.analysis.results import Result, node
-from llama_jax.base.programs import program
+from llama_jax.base.modes import jit
 from llama_jax.model.product import product, wide
 from llama_jax.run import Run
 
@@ -123,15 +123,18 @@ def head_scores(llama: Llama | Run, inputs: Prompt | None = None) -> HeadScores:
                 "capture='pattern'."
             )
     looked = _looked_for(jnp.asarray(run.tokens), jnp.asarray(run.lengths))
-    layers = []
-    for i in range(run.config.num_hidden_layers):
-        if held(run, "pattern"):
-            layers.append(_of_patterns(jnp.asarray(run["pattern", i]), looked))
-        else:
-            layers.append(
-                _of_queries(jnp.asarray(run["q_rot", i]), jnp.asarray(run["k_rot", i]), looked)
-            )
-    return HeadScores(**{score: jnp.stack([layer[score] for layer in layers]) for score in SCORES})
+    with jax.debug_nans(False):  # a score that no query of a prompt has is NaN
+        layers = []
+        for i in range(run.config.num_hidden_layers):
+            if held(run, "pattern"):
+                layers.append(_of_patterns(jnp.asarray(run["pattern", i]), looked))
+            else:
+                layers.append(
+                    _of_queries(jnp.asarray(run["q_rot", i]), jnp.asarray(run["k_rot", i]), looked)
+                )
+        return HeadScores(
+            **{score: jnp.stack([layer[score] for layer in layers]) for score in SCORES}
+        )
 
 
 def repeated_tokens(llama: Llama, length: int = 48, rows: int = 4, seed: int = 0) -> np.ndarray:
@@ -154,7 +157,7 @@ def repeated_tokens(llama: Llama, length: int = 48, rows: int = 4, seed: int = 0
 _Looked = Mapping[str, tuple[Bool[Array, "B T S"], Bool[Array, "B T"]]]
 
 
-@program
+@jit
 def _looked_for(tokens: Int[Array, "B T"], lengths: Int[Array, " B"]) -> _Looked:
     size = tokens.shape[1]
     positions = jnp.arange(size)
@@ -179,12 +182,12 @@ def _looked_for(tokens: Int[Array, "B T"], lengths: Int[Array, " B"]) -> _Looked
     }
 
 
-@program
+@jit
 def _of_patterns(pattern: Float[Array, "B N T S"], looked: _Looked) -> dict[str, Array]:
     return jax.lax.map(lambda one: _of_one(one, looked), jnp.moveaxis(pattern, 1, 0))
 
 
-@program
+@jit
 def _of_queries(
     q: Float[Array, "B T N H"], k: Float[Array, "B S K H"], looked: _Looked
 ) -> dict[str, Array]:

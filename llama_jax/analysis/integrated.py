@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 from tqdm.auto import tqdm
 
 from llama_jax.analysis.results import Result
+from llama_jax.base.modes import standard
 from llama_jax.capture import Captured
 from llama_jax.edits import Ablate
 from llama_jax.metrics import Metric, bound
@@ -66,6 +67,7 @@ class IntegratedGradients(Result):
         return self.by_position._drawn()
 
 
+@standard
 def integrated_gradients(
     llama: Llama,
     prompt: Prompt,

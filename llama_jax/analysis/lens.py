@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from llama_jax.analysis.needs import MissingPointError, a_run, numbered, pieces_of
+from llama_jax.analysis.needs import MissingPointError, a_run, pieces_of
 from llama_jax.analysis.results import Result, node
-from llama_jax.base.programs import program
+from llama_jax.base.choice import numbered
+from llama_jax.base.modes import jit
 from llama_jax.capture import positions_of
 from llama_jax.model import leaves_of, readout
 from llama_jax.model.tap import TopK
@@ -233,12 +234,12 @@ def _positions(run: Run, name: str) -> tuple[tuple[int, ...], ...]:
     return tuple(map(tuple, rows.tolist()))
 
 
-@functools.partial(program, static_argnums=0)
+@functools.partial(jit, static_argnums=0)
 def _whole(structure: Any, leaves: tuple[Array, ...], x: Array) -> Float[Array, "B P V"]:
     return readout(jax.tree.unflatten(structure, leaves), x)
 
 
-@functools.partial(program, static_argnums=(0, 1))
+@functools.partial(jit, static_argnums=(0, 1))
 def _by_blocks(
     structure: Any,
     statistic: Callable[..., tuple[Array, ...]],

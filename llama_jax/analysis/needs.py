@@ -22,7 +22,6 @@ __all__ = [
     "gathered",
     "held",
     "need",
-    "numbered",
     "pieces_of",
 ]
 
@@ -62,21 +61,6 @@ def a_run(run: Run, what: str) -> Run:
             f"{type(run).__name__}."
         )
     return run
-
-
-def numbered(what: str, number: int, count: int) -> int:
-    """The number of one of `count` things, counted from the end where negative.
-
-    Raises `IndexError`, and `TypeError` for what is no integer.
-
-    >>> numbered("head", -1, 8)
-    7
-    """
-    if not isinstance(number, int | np.integer) or isinstance(number, bool):
-        raise TypeError(f"{what} is {number!r}; it must be an integer, 0 to {count - 1}.")
-    if not -count <= number < count:
-        raise IndexError(f"There is no {what} {number}: {count} of them, 0 to {count - 1}.")
-    return int(number) % count
 
 
 def at_positions(run: Run, positions: Positions | None, what: str) -> Int[np.ndarray, "B P"]:

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from llama_jax.analysis.results import Result
 from llama_jax.analysis.sweep import AXES, Patches, Receiver, Site, patched_logits
+from llama_jax.base.modes import standard
 from llama_jax.memory import free_memory, in_bytes
 from llama_jax.metrics import Metric, bound
 from llama_jax.points import Points, point_of, resolve
@@ -80,6 +81,7 @@ class PatchSweep(Result):
         return {**super()._drawn(), "values": self.effect}
 
 
+@standard
 def patch_sweep(
     llama: Llama,
     clean: Prompt,
@@ -147,6 +149,7 @@ def patch_sweep(
     return dataclasses.replace(result, values=jnp.asarray(values))
 
 
+@standard
 def attribution_patching(
     llama: Llama,
     clean: Prompt,

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from llama_jax.base.programs import program
+from llama_jax.base.modes import jit
 from llama_jax.config import LlamaConfig
 from llama_jax.memory import readable
 from llama_jax.model import Context, Layer, Model, leaves_of, readout
@@ -129,7 +129,7 @@ def _chunk(
     return _logits(whole, count, every, x, ends, packed, receiver.logits)
 
 
-@functools.partial(program, static_argnums=(0, 1, 3))
+@functools.partial(jit, static_argnums=(0, 1, 3))
 def _context(config: LlamaConfig, dtype: Any, packed: Packed, prompt: int) -> Context:
     """Each position reads the receiver's before its piece, and its own piece's up to itself."""
     position = jnp.asarray(packed.position)
@@ -142,7 +142,7 @@ def _context(config: LlamaConfig, dtype: Any, packed: Packed, prompt: int) -> Co
     return Context(cos, sin, mask, jnp.full(bins, prompt), jnp.full(bins, capacity))
 
 
-@functools.partial(program, static_argnums=(0, 1))
+@functools.partial(jit, static_argnums=(0, 1))
 def _enter(
     axes: str, by: tuple[str, ...], stream: Array, packed: Packed, donor: Array | None
 ) -> Float[Array, "G C D"]:
@@ -152,7 +152,7 @@ def _enter(
     return jnp.where(_where(axes, by, donor.shape, packed), _at(donor, packed), x)
 
 
-@functools.partial(program, static_argnums=(0, 1))
+@functools.partial(jit, static_argnums=(0, 1))
 def _step(
     structure: Any,
     point: tuple[str, str, tuple[str, ...]] | tuple[()],
@@ -177,7 +177,7 @@ def _step(
     return layer(x, context, (keys, values), taps, only)[0]
 
 
-@functools.partial(program, static_argnums=(0, 1))
+@functools.partial(jit, static_argnums=(0, 1))
 def _logits(
     structure: Any,
     count: int,

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 
 from llama_jax.analysis import results
 from llama_jax.analysis.cells import Term, as_matrix, on_host, over_cells, plain, total, unit
-from llama_jax.base.programs import program
+from llama_jax.base.modes import jit
 from llama_jax.model import leaves_of, parameters, tap
 from llama_jax.model.tap import AnyArray
 from llama_jax.tables import Table
@@ -228,7 +228,7 @@ class _Sums(NamedTuple):
     mean: Float[Array, "m n"]
 
 
-@functools.partial(program, static_argnames="shape")
+@functools.partial(jit, static_argnames="shape")
 def _summed(array: Array, shape: tuple[int, int]) -> _Sums:
     x = as_matrix(array)
 
@@ -278,7 +278,7 @@ def _summed(array: Array, shape: tuple[int, int]) -> _Sums:
     )
 
 
-@functools.partial(program, static_argnames="shape")
+@functools.partial(jit, static_argnames="shape")
 def _overview(
     array: Array, shape: tuple[int, int]
 ) -> tuple[_Sums, Int[Array, "63 m"], Float[Array, " 65"]]:

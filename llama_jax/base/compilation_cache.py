@@ -31,6 +31,7 @@ __all__ = ["MOST_BYTES", "enable", "prepare"]
 #: What the folder may hold when the cache is turned on.
 MOST_BYTES = 2**30
 
+_FOLDER, _ENABLED = "jax_compilation_cache_dir", "jax_enable_compilation_cache"
 # Every program counts: a notebook compiles hundreds that take 20 ms each.
 _LEAST_SECONDS = ("jax_persistent_cache_min_compile_time_secs", 0.0)
 _JAX_LEAST_SECONDS = 1.0  # JAX's own default: another value was somebody's choice
@@ -46,14 +47,14 @@ def enable() -> Path | None:
     """
     import jax
 
-    if jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache:
+    if getattr(jax.config, _FOLDER) or not getattr(jax.config, _ENABLED):
         return None
     folder = prepare()
     if folder is not None:
         name, seconds = _LEAST_SECONDS
         if getattr(jax.config, name) == _JAX_LEAST_SECONDS:
             jax.config.update(name, seconds)
-        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update(_FOLDER, str(folder))
     return folder
 
 

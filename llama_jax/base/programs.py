@@ -1,32 +1,30 @@
-"""Compiled programs, one at a time where CPU devices make up a mesh."""
+"""Compiled programs take turns where CPU devices make up a mesh."""
 
 from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import jax
 
-__all__ = ["program"]
+__all__ = ["in_turn"]
 
 # XLA's CPU devices meet in a sum or a gather on the threads of one pool. Of too many programs on
 # their way each holds some, none has all, and after 40 s XLA ends the process.
 _LAUNCHED = threading.RLock()
 
 
-def program(function: Callable[..., Any], **settings: Any) -> Any:
-    """`jax.jit`, whose launches on several CPU devices wait for each other, and for their results.
+def in_turn(compiled: Any) -> Any:
+    """What `jax.jit` made; launches on several CPU devices wait for each other, and for results.
 
     Nothing else waits: not what runs on one device, on GPUs or TPUs, nor what is being traced.
 
-    >>> int(program(lambda x: x + 1)(1))
+    >>> int(in_turn(jax.jit(lambda x: x + 1))(1))
     2
     """
-    compiled = jax.jit(function, **settings)
 
-    @functools.wraps(function)
+    @functools.wraps(compiled)
     def launch(*args: Any, **kwargs: Any) -> Any:
         if not _several_cpus() or not _on_cpus(args, kwargs):
             return compiled(*args, **kwargs)

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from llama_jax.base.programs import program
+from llama_jax.base.modes import jit
 from llama_jax.cria import world
 from llama_jax.model import Model, forward, leaves_of
 from llama_jax.model.tap import Take, Tap
@@ -151,7 +151,7 @@ def _losses_and_patterns(
     return losses, np.stack([patterns[name] for name in names])
 
 
-@functools.partial(program, static_argnums=0)
+@functools.partial(jit, static_argnums=0)
 def _likeliest(
     structure: Any, leaves: Any, tokens: Int[Array, "B T"], lengths: Int[Array, " B"]
 ) -> Int[Array, " B"]:
@@ -161,7 +161,7 @@ def _likeliest(
     return jnp.argmax(logits[:, 0], axis=-1)
 
 
-@functools.partial(program, static_argnums=0)
+@functools.partial(jit, static_argnums=0)
 def _token_losses(
     structure: Any, leaves: Any, tokens: Int[Array, "B T"], lengths: Int[Array, " B"]
 ) -> Float[Array, "B T-1"]:
@@ -170,7 +170,7 @@ def _token_losses(
     return optax.softmax_cross_entropy_with_integer_labels(logits[:, :-1], tokens[:, 1:])
 
 
-@functools.partial(program, static_argnums=(0, 2))
+@functools.partial(jit, static_argnums=(0, 2))
 def _captured(
     structure: Any,
     leaves: Any,

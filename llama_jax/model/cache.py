@@ -61,7 +61,10 @@ def append(
 
     `lengths + T` must not exceed S: `dynamic_update_slice` would move the write back instead.
     """
-    write = jax.vmap(lambda row, block, at: jax.lax.dynamic_update_slice(row, block, (at, 0, 0)))
+    zero = jnp.zeros((), lengths.dtype)  # 64 bits are refused beside 32
+    write = jax.vmap(
+        lambda row, block, at: jax.lax.dynamic_update_slice(row, block, (at, zero, zero))
+    )
     return write(stored, new.astype(stored.dtype), lengths)
 
 

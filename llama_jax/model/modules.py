@@ -24,7 +24,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float, Int
 
-from llama_jax.base.programs import program
+from llama_jax.base.modes import jit, standard
 from llama_jax.config import LlamaConfig
 from llama_jax.model.attention import attend, causal_mask
 from llama_jax.model.cache import CACHE_AXES, Cache, append, append_shared
@@ -87,7 +87,10 @@ class RMSNorm(nnx.Module):
             if taps.edits("scale"):
                 same = normalized * (own / scale)  # times 1: for the gradient
                 normalized = jnp.where(scale == own, same, x_wide / scale)
-        return taps("out", taps("normalized", normalized.astype(x.dtype)) * self.weight[...])
+        normalized = taps("normalized", normalized.astype(x.dtype))
+        weight = self.weight[...]
+        together = jnp.promote_types(x.dtype, weight.dtype)  # however the weight is stored
+        return taps("out", (normalized.astype(together) * weight.astype(together)).astype(x.dtype))
 
 
 @functools.partial(
@@ -245,6 +248,7 @@ class Forward(NamedTuple):
     captured: dict[str, Any]  # by full name, what each tap's `Take` gives
 
 
+@standard
 def forward(
     model: Model,
     tokens: Int[Array, "B T"],
@@ -311,7 +315,7 @@ def forward(
     return Forward(hidden, made, cache, seen.captured)
 
 
-@jax.jit
+@jit
 def _layer(
     layer: Layer,
     x: Float[Array, "B T D"],
@@ -384,7 +388,7 @@ def initialize(model: Model, seed: int = 0, std: float = 0.02) -> None:
             parameter.set_value(_normal(own, old.shape, old.dtype, std, place_of(old)))
 
 
-@functools.partial(program, static_argnums=(1, 2, 3, 4))
+@functools.partial(jit, static_argnums=(1, 2, 3, 4))
 def _normal(
     key: Array, shape: tuple[int, ...], dtype: jnp.dtype, std: float, place: NamedSharding | None
 ) -> Array:

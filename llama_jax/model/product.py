@@ -25,8 +25,8 @@ def product(subscripts: str, a: Array, b: Array) -> Array:
     dtype = jnp.promote_types(a.dtype, b.dtype)
     return jnp.einsum(
         subscripts,
-        a,
-        b,
+        a.astype(dtype),
+        b.astype(dtype),
         preferred_element_type=wide(dtype),
         precision=jax.lax.Precision.HIGHEST if dtype == wide(dtype) else None,
     )

@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
+from llama_jax.base.modes import standard
 from llama_jax.model.product import wide
 from llama_jax.parallel import Layout
 from llama_jax.points import axes_inside
@@ -158,6 +159,7 @@ class Take:
     reduce: Reduce = None
     dtype: np.dtype | None = None
 
+    @standard
     def __call__(
         self, x: Array, lengths: Int[Array, " B"], keys: Int[Array, " B"] | None = None
     ) -> Array | TopK:

@@ -140,12 +140,12 @@ def _expressions(source: str) -> list[ast.expr]:
             warnings.simplefilter("ignore")  # of escapes that Python does not know
             tree = ast.parse(source)
     except SyntaxError as error:
-        if "too complex" in str(error.msg):  # Python 3.12 and newer say so in this way
-            raise RecursionError from None
         where = f" at line {error.lineno}, character {error.offset}" if error.lineno else ""
         raise ToolError(f"This is no Python: {error.msg}{where}.") from None
-    except (ValueError, MemoryError) as error:
-        raise ToolError(f"This is no Python: {str(error) or 'it is nested too deeply'}.") from None
+    except MemoryError:  # what the parser says when its stack is full, whatever the message
+        raise ToolError("This is no Python: it is nested too deeply.") from None
+    except ValueError as error:
+        raise ToolError(f"This is no Python: {error}.") from None
     found = [node.value for node in tree.body if isinstance(node, ast.Expr)]
     return found if len(found) == len(tree.body) else []
 

@@ -19,7 +19,7 @@ from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, Int
 from tqdm.auto import tqdm
 
-from llama_jax.base.programs import program
+from llama_jax.base.modes import jit
 from llama_jax.base.replacing import as_path, claim, make_folder
 from llama_jax.model import (
     Model,
@@ -184,7 +184,7 @@ def next_token_loss(
     return jnp.sum(losses * weights) / jnp.maximum(jnp.sum(weights), 1)
 
 
-@functools.partial(program, static_argnums=(0, 1, 2, 3, 4), donate_argnums=(5, 6))
+@functools.partial(jit, static_argnums=(0, 1, 2, 3, 4), donate_argnums=(5, 6))
 def update(
     structure: Any,
     places: tuple[tuple[str, int], ...],

@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from llama_jax.base import programs
-from llama_jax.base.programs import program
+from llama_jax.base.modes import jit
 
 SCRIPT = """
 import dataclasses, sys, threading
@@ -70,7 +70,7 @@ def waits(call, seconds=60.0):
 
 
 def test_only_what_runs_on_several_cpu_devices_waits_for_others(sharded):
-    total = program(jnp.sum)
+    total = jit(jnp.sum)
     total(sharded), total(np.arange(8.0))  # compiled
     assert waits(lambda: total(sharded), 0.3)
     assert not waits(lambda: total(np.arange(8.0)))
@@ -80,9 +80,7 @@ def test_only_what_runs_on_several_cpu_devices_waits_for_others(sharded):
 
 
 def test_a_place_on_a_mesh_counts_as_what_lies_there(sharded):
-    made = program(
-        lambda x, place: jax.lax.with_sharding_constraint(x * 2, place), static_argnums=1
-    )
+    made = jit(lambda x, place: jax.lax.with_sharding_constraint(x * 2, place), static_argnums=1)
     made(np.arange(8.0), sharded.sharding)
     assert waits(lambda: made(np.arange(8.0), sharded.sharding), 0.3)
 
@@ -93,11 +91,11 @@ def test_on_one_device_nothing_is_looked_at(monkeypatch):
 
     monkeypatch.setattr(programs, "_several_cpus", lambda: False)
     monkeypatch.setattr(programs, "_on_cpus", never)
-    assert program(jnp.sum)(np.ones(3)) == 3
+    assert jit(jnp.sum)(np.ones(3)) == 3
 
 
 def test_it_is_jits_function_under_its_own_name(sharded):
-    @program
+    @jit
     def double(x):
         """Twice x."""
         return 2 * x

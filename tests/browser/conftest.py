@@ -99,11 +99,19 @@ def lab_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield lab
 
 
+@contextlib.contextmanager
+def lab_page(page: Page, server: Server, node: pytest.Item | pytest.Collector) -> Iterator[LabPage]:
+    """A page of JupyterLab: `lab.open(notebook)` opens what is in `lab.lab.root`."""
+    lab = LabPage(page, server)
+    yield lab
+    if node.stash.get(FAILED, False):  # the page is kept as it is
+        print(server.log.read_text()[-5000:])
+    else:
+        lab.close()
+
+
 @pytest.fixture
 def lab(page: Page, lab_server: Server, request: pytest.FixtureRequest) -> Iterator[LabPage]:
-    """A page of JupyterLab: `lab.open(notebook)` opens what is in `lab.lab.root`."""
-    lab = LabPage(page, lab_server)
-    yield lab
-    lab.close()
-    if request.node.stash.get(FAILED, False):
-        print(lab_server.log.read_text()[-5000:])
+    """One of the test's own."""
+    with lab_page(page, lab_server, request.node) as lab:
+        yield lab

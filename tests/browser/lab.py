@@ -58,6 +58,11 @@ class Server:
         with LOCAL.open(request, timeout=5) as answer:
             return answer.read()
 
+    def end_kernels(self) -> None:
+        with contextlib.suppress(OSError):
+            for kernel in json.loads(self.request("/api/kernels")):
+                self.request(f"/api/kernels/{kernel['id']}", "DELETE")
+
 
 @contextlib.contextmanager
 def server(folder: Path, start_seconds: float = 60) -> Iterator[Server]:
@@ -91,9 +96,7 @@ def server(folder: Path, start_seconds: float = 60) -> Iterator[Server]:
             time.sleep(0.1)
         yield lab
     finally:
-        with contextlib.suppress(OSError):
-            for kernel in json.loads(lab.request("/api/kernels")):
-                lab.request(f"/api/kernels/{kernel['id']}", "DELETE")
+        lab.end_kernels()
         process.terminate()
         try:
             process.wait(15)
@@ -151,8 +154,9 @@ class LabPage:
         self.page.wait_for_selector(f"body[data-jp-theme-name='{name}']", state="attached")
 
     def close(self) -> None:
-        """Ends the notebook's kernel: twenty of them would hold the memory of twenty Llamas."""
-        self.page.evaluate(f"() => {NOTEBOOK}?.sessionContext?.shutdown()")
+        """Ends all kernels: twenty of them would hold the memory of twenty Llamas."""
+        self.page.goto("about:blank")  # Lab takes a kernel's end for an error
+        self.lab.end_kernels()
 
     def wait(self, seconds: float = 60) -> None:
         """Until the kernel and every cell are idle."""

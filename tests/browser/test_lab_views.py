@@ -10,6 +10,7 @@ import nbformat
 import pytest
 from playwright.sync_api import Page
 
+from tests.browser.conftest import lab_page, opened
 from tests.browser.lab import IDLE, NOTEBOOK, LabPage, environment
 from tests.browser.test_lab import write
 
@@ -26,13 +27,12 @@ VIEW = "loupe.attention(run, selection=chosen)"
 SAY = "print(chosen)"
 
 
-def opened(lab: LabPage, name: str, *cells: str, run: bool = True) -> LabPage:
+def open_and_run(lab: LabPage, name: str, *cells: str) -> LabPage:
     lab.open(write(lab.lab.root / f"{name}.ipynb", OPEN, VIEW, *cells))
-    if run:
-        for index in (0, 1):
-            lab.run_cell(index)
-        assert not lab.errors(), lab.errors()
-        drawn(lab.page)
+    for index in (0, 1):
+        lab.run_cell(index)
+    assert not lab.errors(), lab.errors()
+    drawn(lab.page)
     return lab
 
 
@@ -48,59 +48,86 @@ def title(page: Page, layer: int, head: int):
     return page.get_by_text(f"Layer {layer}, head {head}, which reads")
 
 
-def test_choosing_reaches_python_and_python_s_choice_the_page(lab):
-    opened(lab, "choose", SAY, "chosen.layer, chosen.head = 3, 7", SAY)
-    atlas = lab.page.locator(".loupe-atlas canvas")
-    atlas.focus()
-    active = lab.page.evaluate(f"{NOTEBOOK}.content.activeCellIndex")
-    atlas.press("ArrowDown")
-    atlas.press("ArrowRight")
-    title(lab.page, 1, 1).wait_for()
-    assert lab.page.evaluate(f"{NOTEBOOK}.content.activeCellIndex") == active
-    lab.run_cell(2)
-    assert lab.text(2).strip() == "Selection(row=0, layer=1, head=1)"
-    lab.run_cell(3)
-    title(lab.page, 3, 7).wait_for()
-    lab.run_cell(4)
-    assert lab.text(4).strip() == "Selection(row=0, layer=3, head=7)"
-
-
-def test_choosing_while_a_cell_runs_loses_nothing(lab):
+@pytest.fixture(scope="module")
+def shown(browser, lab_server, request):
+    """One notebook for the tests that follow, in the order of this file."""
     busy = "for _ in range(30): time.sleep(0.1)"
-    opened(lab, "busy", busy, SAY)
-    lab.start_cell(2)
+    with opened(browser, request.node) as page, lab_page(page, lab_server, request.node) as lab:
+        yield open_and_run(lab, "shown", SAY, "chosen.layer, chosen.head = 3, 7", busy)
+
+
+def choose(lab: LabPage, layer: int, head: int) -> None:
+    """By the keyboard, from the first head."""
     atlas = lab.page.locator(".loupe-atlas canvas")
     atlas.focus()
-    for key in ("ArrowDown", "ArrowDown", "ArrowRight"):
+    for key in ("Home", *["ArrowDown"] * layer, *["ArrowRight"] * head):
         atlas.press(key)
-    title(lab.page, 2, 1).wait_for(timeout=1500)  # the page does not wait for the kernel
-    lab.wait()
-    drawn(lab.page)
-    lab.run_cell(3)
-    assert lab.text(3).strip() == "Selection(row=0, layer=2, head=1)"
 
 
-def test_a_view_comes_back_after_a_reload(lab):
-    opened(lab, "reload", SAY)
-    lab.page.locator(".loupe-atlas canvas").press("ArrowDown")
-    title(lab.page, 1, 0).wait_for()
+def says(lab: LabPage) -> str:
     lab.run_cell(2)
-    lab.command("docmanager:save")
-    lab.page.reload()
-    lab.page.wait_for_function("() => !!window.jupyterapp")
-    lab.page.evaluate("() => window.jupyterapp.restored")
-    drawn(lab.page)
-    title(lab.page, 1, 0).wait_for()
-    lab.page.locator(".loupe-atlas canvas").press("ArrowDown")
-    title(lab.page, 2, 0).wait_for()
-    drawn(lab.page)
+    return lab.text(2).strip()
+
+
+def test_choosing_reaches_python_and_python_s_choice_the_page(shown):
+    active = shown.page.evaluate(f"{NOTEBOOK}.content.activeCellIndex")
+    choose(shown, 1, 1)
+    title(shown.page, 1, 1).wait_for()
+    assert shown.page.evaluate(f"{NOTEBOOK}.content.activeCellIndex") == active
+    assert says(shown) == "Selection(row=0, layer=1, head=1)"
+    shown.run_cell(3)
+    title(shown.page, 3, 7).wait_for()
+    assert says(shown) == "Selection(row=0, layer=3, head=7)"
+
+
+def test_choosing_while_a_cell_runs_loses_nothing(shown):
+    shown.start_cell(4)
+    choose(shown, 2, 1)
+    title(shown.page, 2, 1).wait_for(timeout=1500)  # the page does not wait for the kernel
+    shown.wait()
+    drawn(shown.page)
+    assert says(shown) == "Selection(row=0, layer=2, head=1)"
+
+
+def test_a_view_comes_back_after_a_reload(shown):
+    choose(shown, 1, 0)
+    title(shown.page, 1, 0).wait_for()
+    assert says(shown) == "Selection(row=0, layer=1, head=0)"
+    shown.command("docmanager:save")
+    shown.page.reload()
+    shown.page.wait_for_function("() => !!window.jupyterapp")
+    shown.page.evaluate("() => window.jupyterapp.restored")
+    drawn(shown.page)
+    title(shown.page, 1, 0).wait_for()
+    choose(shown, 2, 0)
+    title(shown.page, 2, 0).wait_for()
+    drawn(shown.page)
+
+
+def test_a_second_tab_shows_the_same_view(shown):
+    shown.command("docmanager:save")
+    other = LabPage(shown.page.context.new_page(), shown.lab)
+    place = shown.page.url.split("/tree/")[1]
+    other.page.goto(
+        f"{shown.lab.address}/lab/workspaces/other/tree/{place}?token={shown.lab.token}"
+    )
+    drawn(other.page)
+    choose(other, 1, 0)
+    title(other.page, 1, 0).wait_for()
+    other.page.close()
+
+
+def test_after_a_restart_the_view_stays_and_says_so(shown):
+    shown.page.evaluate(f"() => {NOTEBOOK}.sessionContext.session.kernel.restart()")
+    shown.page.get_by_text("The kernel that drew this is gone").wait_for()
+    assert shown.page.locator(".loupe-atlas canvas").is_visible()
 
 
 def test_a_view_that_only_the_page_holds_lives_as_long_as_the_page(lab):
     show = "import weakref\nown = llama.run('One day', capture=('q_rot', 'k_rot'))\n"
     show += "seen = [*globals().get('seen', ()), weakref.ref(own)]\nloupe.show(own)\ndel own"
     alive = "import gc; gc.collect(); print([one() is not None for one in seen])"
-    opened(lab, "held", show, alive)
+    open_and_run(lab, "held", show, alive)
     for _ in range(3):
         lab.run_cell(2)
         lab.page.locator(".loupe-page .loupe-atlas canvas").wait_for(state="visible")
@@ -120,33 +147,23 @@ def test_a_view_that_only_the_page_holds_lives_as_long_as_the_page(lab):
     ).wait_for()
 
 
-def test_a_second_tab_shows_the_same_view(lab):
-    opened(lab, "tabs")
-    lab.command("docmanager:save")
-    other = LabPage(lab.page.context.new_page(), lab.lab)
-    place = lab.page.url.split("/tree/")[1]
-    other.page.goto(f"{lab.lab.address}/lab/workspaces/other/tree/{place}?token={lab.lab.token}")
-    drawn(other.page)
-    other.page.locator(".loupe-atlas canvas").press("ArrowDown")
-    title(other.page, 1, 0).wait_for()
-
-
-def test_after_a_restart_the_view_stays_and_says_so(lab):
-    opened(lab, "restart")
-    lab.page.evaluate(f"() => {NOTEBOOK}.sessionContext.session.kernel.restart()")
-    lab.page.get_by_text("The kernel that drew this is gone").wait_for()
-    assert lab.page.locator(".loupe-atlas canvas").is_visible()
-
-
-@pytest.mark.parametrize("trusted", [True, False], ids=["trusted", "not trusted"])
-def test_a_notebook_that_was_executed_elsewhere_is_drawn(lab, trusted):
-    place = lab.lab.root / "executed.ipynb"
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory):
+    """A notebook that another process executed."""
+    place = tmp_path_factory.mktemp("elsewhere") / "executed.ipynb"
     write(place, OPEN, VIEW)
     notebook = nbformat.read(place, 4)
     nbclient.NotebookClient(notebook, timeout=120).execute()
-    bundle = notebook.cells[1].outputs[0]["data"]
+    return notebook
+
+
+# Jupyter trusts contents, wherever they lie: the notebook is trusted last.
+@pytest.mark.parametrize("trusted", [False, True], ids=["not trusted", "trusted"])
+def test_a_notebook_that_was_executed_elsewhere_is_drawn(lab, executed, trusted):
+    bundle = executed.cells[1].outputs[0]["data"]
     assert bundle["text/plain"].startswith("Attention: ") and bundle["image/png"]
-    nbformat.write(notebook, place)
+    place = lab.lab.root / f"executed-{trusted}.ipynb"
+    nbformat.write(executed, place)
     if trusted:
         command = [sys.executable, "-m", "jupyter", "trust", str(place)]
         subprocess.run(command, check=True, env=environment(lab.lab.root.parent))

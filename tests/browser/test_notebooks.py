@@ -13,7 +13,7 @@ import nbclient
 import nbformat
 import pytest
 
-from tests.browser.conftest import opened
+from tests.browser.conftest import lab_page, opened
 from tests.browser.lab import LabPage, plain
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
@@ -47,13 +47,11 @@ def executed(request) -> Iterator[Executed]:
         return
     browser, server = map(request.getfixturevalue, ("browser", "lab_server"))
     shutil.copy(FOLDER / request.param, server.root / request.param)
-    with opened(browser, request.node) as page:
-        lab = LabPage(page, server)
+    with opened(browser, request.node) as page, lab_page(page, server, request.node) as lab:
         lab.open(request.param)
         lab.command("notebook:clear-all-cell-outputs")
         lab.run_all(seconds=300)
         yield Executed(request.param, lab.cells(), lab)
-        lab.close()
 
 
 def test_it_runs_without_an_error_and_everything_is_drawn(executed):

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from llama_jax import Run, analysis
 from llama_jax.analysis.heads import SCORES
-from llama_jax.base.programs import program
+from llama_jax.base.modes import jit
 from llama_loupe import image, tiles
 from llama_loupe.arrays import cuts
 from llama_loupe.selection import Selection
@@ -33,8 +33,10 @@ class Attention(View):
 
     def __init__(self, run: Run, row: int, selection: Selection | None) -> None:
         self.run, self.row = run, numbered(run, row)
-        super().__init__(f"Attention: {run!r}", selection, self.row)
         self.length = int(run.lengths[self.row])
+        layers, heads = run.config.num_hidden_layers, run.config.num_attention_heads
+        sizes = {"token": self.length, "layer": layers, "head": heads}
+        super().__init__(f"Attention: {run!r}", selection, self.row, **sizes)
         kept = {layer: self._kept(layer) for layer in range(run.config.num_hidden_layers)}
         # Single cells can be had of every layer that is shown, or of none.
         exact = {layer: kind for layer, kind in kept.items() if kind and kind != "pooled"}
@@ -239,7 +241,7 @@ def attention(run: Run, *, row: int = 0, selection: Selection | None = None) -> 
     return Attention(run, row, selection)
 
 
-@program
+@jit
 def _coded(values: Any) -> Any:
     """0 is nothing at all; what is a little is seen."""
     values = values.astype(jnp.float32)

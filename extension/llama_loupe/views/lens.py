@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from llama_jax import Run, analysis
-from llama_jax.base.programs import program
+from llama_jax.base.modes import jit
 from llama_jax.model import leaves_of, readout
 from llama_jax.points import point_of
 from llama_loupe import image
@@ -52,7 +52,9 @@ class Lens(View):
         self, lens: analysis.LogitLens | None, run: Run, row: int, selection: Selection | None
     ) -> None:
         self.run, self.row = run, numbered(run, row)
-        super().__init__(f"Logit lens: {run!r}", selection, self.row)
+        self.length = int(run.lengths[self.row])
+        sizes = {"token": self.length, "layer": run.config.num_hidden_layers}
+        super().__init__(f"Logit lens: {run!r}", selection, self.row, **sizes)
         self._blocks = Kept[dict[str, np.ndarray]](64)
         self._logits = Kept[Any](1)
         if lens is None:
@@ -60,7 +62,6 @@ class Lens(View):
             return
         self.lens = lens
         self.layers, self.point = lens.layers, point_of(lens.names[0]).local
-        self.length = int(run.lengths[self.row])
         # Behind a row's end the lens means nothing.
         self.columns = np.flatnonzero(lens.positions[self.row] < self.length)
         self.positions = lens.positions[self.row][self.columns]
@@ -282,7 +283,7 @@ def _padded(values: Int[np.ndarray, " P"]) -> Int[np.ndarray, " block"]:
     return np.pad(values, (0, BLOCK - len(values)), mode="edge")
 
 
-@functools.partial(program, static_argnums=0)
+@functools.partial(jit, static_argnums=0)
 def _cells_of(
     structure: Any,
     leaves: tuple[Array, ...],
@@ -303,7 +304,7 @@ def _cells_of(
     return jax.lax.map(one, streams)
 
 
-@functools.partial(program, static_argnums=0)
+@functools.partial(jit, static_argnums=0)
 def _logits_of(
     structure: Any,
     leaves: tuple[Array, ...],
@@ -315,7 +316,7 @@ def _logits_of(
     return jax.lax.map(lambda stream: readout(model, stream)[at], streams)
 
 
-@program
+@jit
 def _paths(
     logits: Float[Array, "L V"], ids: Int[Array, " n"]
 ) -> tuple[Float[Array, "n L"], Float[Array, "n L"]]:

@@ -11,7 +11,7 @@ import numpy as np
 from llama_jax import Run
 from llama_jax.analysis import Decomposition
 from llama_jax.analysis.needs import held
-from llama_jax.base.programs import program
+from llama_jax.base.modes import jit
 from llama_loupe.selection import Selection
 from llama_loupe.view import Question, View, f32, integer
 from llama_loupe.views.results import WHOLE, Axis, Chart, Charts, Reading
@@ -221,12 +221,12 @@ def _components(run: Run) -> dict[str, str]:
     return found
 
 
-@program
+@jit
 def _written(stream: Any, part: Any) -> tuple[Any, Any, Any]:
     stream = stream + widened(part)
     return stream, norms(part), norms(stream)
 
 
-@program
+@jit
 def _along(part: Any, final: Any) -> Any:
     return jnp.sum(part.astype(final.dtype) * final, axis=-1)

@@ -26,7 +26,7 @@ from llama_jax.analysis import (
     Result,
 )
 from llama_jax.analysis.cells import on_host
-from llama_jax.base.programs import program
+from llama_jax.base.modes import jit
 from llama_jax.memory import readable
 from llama_jax.tables import Table
 from llama_loupe import image, tiles
@@ -464,7 +464,7 @@ def _chart(chart: Chart) -> dict[str, Any]:
     }
 
 
-@functools.partial(program, static_argnames="count")
+@functools.partial(jit, static_argnames="count")
 def _surveyed(values: Any, count: int) -> tuple[Any, ...]:
     """Where in which row the entries of the largest magnitude are, and the limits of all."""
     values = widened(values)

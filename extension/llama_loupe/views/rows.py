@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from llama_jax import Generation, Llama, Run
-from llama_jax.base.programs import program
+from llama_jax.base.choice import numbered as numbered_of
+from llama_jax.base.modes import jit
 from llama_jax.capture import positions_of
 from llama_jax.model.product import wide
 
@@ -30,9 +31,10 @@ LONGEST = 100  # characters of one token's text
 
 def row_of(row: int, rows: int, what: str) -> int:
     """`row` counted from the first; raises `IndexError` where there is none."""
-    if not -rows <= row < rows:
-        raise IndexError(f"Row {row}; this {what} has {rows}.")
-    return row % rows
+    try:
+        return numbered_of("row", row, rows)
+    except IndexError:
+        raise IndexError(f"Row {row}; this {what} has {rows}.") from None
 
 
 def numbered(run: Run | Generation, row: int) -> int:
@@ -66,7 +68,7 @@ def positions(run: Run, name: str, row: int) -> Int[np.ndarray, " P"]:
     return positions_of(chosen, run.lengths, name)[row]
 
 
-@program
+@jit
 def norms(x: Array) -> Array:
     """The Euclidean length of the vectors along the last axis, in f32 at least."""
     return jnp.linalg.norm(widened(x), axis=-1)

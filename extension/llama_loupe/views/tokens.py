@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from llama_jax import Capture, Generation, Run, analysis
-from llama_jax.base.programs import program
+from llama_jax.base.modes import jit
 from llama_jax.points import point_of
 from llama_loupe import image
 from llama_loupe.selection import Selection
@@ -87,7 +87,8 @@ class Tokens(View):
         self.run, self.row = run, numbered(run, row)
         self.length = int(run.lengths[self.row])
         told = repr(run) if isinstance(run, Run) else "Generation"  # whose text is the view
-        super().__init__(f"Tokens: {told}", selection, self.row)
+        sizes = {"token": self.length, "layer": run.config.num_hidden_layers}
+        super().__init__(f"Tokens: {told}", selection, self.row, **sizes)
         self.ids = np.asarray(run.tokens[self.row, : self.length])
         self.texts = pieces(run, self.row)
         self.whole = isinstance(run, Run) and run.logits.shape[1] == run.tokens.shape[1]
@@ -298,7 +299,7 @@ def _surprise(run: Run, row: int) -> Float[np.ndarray, "3 T-1"]:
     return made
 
 
-@functools.partial(program, static_argnames="size")
+@functools.partial(jit, static_argnames="size")
 def _surprise_in(
     logits: Float[Array, "B T V"],
     place: Int[Array, " 2"],

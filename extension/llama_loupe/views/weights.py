@@ -17,7 +17,7 @@ from jax.sharding import SingleDeviceSharding
 from tqdm.auto import tqdm
 
 from llama_jax import Llama
-from llama_jax.base.programs import program
+from llama_jax.base.modes import jit
 from llama_jax.memory import readable
 from llama_jax.model import parameters
 from llama_loupe import image
@@ -54,7 +54,9 @@ class Weights(View):
 
     def __init__(self, llama: Llama, selection: Selection | None) -> None:
         named = f" of {llama.name}" if llama.name else ""
-        super().__init__(f"Weights{named}: {llama!r}", selection)
+        config = llama.config
+        sizes = {"layer": config.num_hidden_layers, "head": config.num_attention_heads}
+        super().__init__(f"Weights{named}: {llama!r}", selection, **sizes)
         self.llama = llama
         self.slots = _in_order(parameters(llama.model))
         self.abstract = not all(isinstance(x.get_value(), jax.Array) for x in self.slots.values())
@@ -259,6 +261,6 @@ def _parts(array: jax.Array) -> list[dict[str, Any]]:
     return [{"window": list(key), "devices": ", ".join(devices)} for key, devices in listed]
 
 
-@program
+@jit
 def _singular_values(array: Any) -> Any:
     return jnp.linalg.svd(array.astype(jnp.float32), compute_uv=False)
