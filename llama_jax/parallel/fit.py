@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import functools
 import math
-import numbers
 import os
 import re
 import time
@@ -24,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from llama_jax.base.choice import integer
 from llama_jax.capture import Captures, taps_for, wanted
 from llama_jax.config import LlamaConfig
 from llama_jax.dtypes import as_dtype
@@ -303,12 +303,11 @@ def fit(
 _MOST = 2**31 - 1
 
 
-def _whole_number(what: str, size: Any) -> int:
-    if isinstance(size, bool | np.bool_) or not isinstance(size, numbers.Integral):
-        raise FitError(f"{what} is {size!r}; it must be a whole number from 1 on.")
-    if not 1 <= int(size) <= _MOST:
-        raise FitError(f"{what} is {size}; it must be a whole number from 1 to {_MOST:,}.")
-    return int(size)
+def _whole_number(what: str, given: Any) -> int:
+    size = integer(given)
+    if size is None or not 1 <= size <= _MOST:
+        raise FitError(f"{what} is {given!r}; it must be a whole number from 1 to {_MOST:,}.")
+    return size
 
 
 def _all_work(sizes: Mapping[str, int], batch: int, context: int) -> bool:

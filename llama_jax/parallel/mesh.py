@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-import numbers
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -25,6 +24,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
+from llama_jax.base.choice import integer
 from llama_jax.config import LlamaConfig
 
 __all__ = [
@@ -309,7 +309,8 @@ def _sizes(given: Mapping[str, int]) -> dict[str, int]:
                 f"A mesh has no axis {name!r}; it has {', '.join(AXES)}."
                 + (f" Is {near[0]} meant?" if near else "")
             )
-        if isinstance(size, bool) or not isinstance(size, numbers.Integral) or size < 1:
+        whole = integer(size)
+        if whole is None or whole < 1:
             raise MeshError(f"{name}={size!r}: a size is a whole number of devices, from 1 on.")
     return {axis: int(given.get(axis, 1)) for axis in _INSIDE}
 
