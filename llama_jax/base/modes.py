@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import jax
 
-from llama_jax.base.programs import in_turn
+from llama_jax.base.turns import in_turn
 
 __all__ = ["jit", "standard"]
 
@@ -33,6 +33,6 @@ def standard(function: _F) -> _F:
 def jit(function: Callable[..., Any], **options: Any) -> Any:
     """`jax.jit` of the function under JAX's default rules; each of our programs is made by it.
 
-    On a mesh of CPU devices they take turns (`llama_jax.base.programs`).
+    On a mesh of CPU devices they take turns (`llama_jax.base.turns`).
     """
     return in_turn(jax.jit(standard(function), **options))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from llama_jax.base import programs
+from llama_jax.base import turns
 from llama_jax.base.modes import jit
 
 SCRIPT = """
@@ -61,7 +61,7 @@ def sharded():
 def waits(call, seconds=60.0):
     """Whether a call is still at work so long into another thread's launch on a mesh."""
     thread = threading.Thread(target=call)
-    with programs._LAUNCHED:
+    with turns._LAUNCHED:
         thread.start()
         thread.join(seconds)
         waited = thread.is_alive()
@@ -89,8 +89,8 @@ def test_on_one_device_nothing_is_looked_at(monkeypatch):
     def never(*arguments):
         raise AssertionError
 
-    monkeypatch.setattr(programs, "_several_cpus", lambda: False)
-    monkeypatch.setattr(programs, "_on_cpus", never)
+    monkeypatch.setattr(turns, "_several_cpus", lambda: False)
+    monkeypatch.setattr(turns, "_on_cpus", never)
     assert jit(jnp.sum)(np.ones(3)) == 3
 
 
