@@ -7,6 +7,7 @@ vectors values (`llama_jax.model.tap`). So new ones of the same shapes reuse the
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -135,6 +136,12 @@ def _made(edit: Edit, name: str, place: Place) -> tap.Edit:
     if isinstance(edit, Replace):
         if not callable(edit.fn):
             raise EditError(f"Replace at {name}: {edit.fn!r} is no function.")
+        if point.local in _MAPS:
+            warnings.warn(
+                f"Replace at {name}: what the function gives where a query may not read (above the "
+                "diagonal, padding) is masked again.",
+                stacklevel=2,
+            )
         return tap.Call(edit.fn, point.local)
     what = f"{type(edit).__name__} at {name}"
     reach = _reach(edit.positions, place, what)
@@ -219,9 +226,31 @@ def _fitted(
             f"{what}: the array given has shape {list(array.shape)}; the tensor there has "
             f"{list(shape)} ({' '.join(axes)}), and the one must broadcast to the other."
         )
+    _refuse_unread(array, name, what)
     if padded[axes.index("T")] > 1:
         reach = reach & (np.arange(place.size) < place.lengths[:, None])
     return _with_room(array.reshape(padded), axes, place), reach
+
+
+# Maps of queries and keys, and what stands in them where a query may not read.
+_MAPS = {"self_attn.scores": -np.inf, "self_attn.pattern": 0.0}
+
+
+def _refuse_unread(array: Array, name: str, what: str) -> None:
+    """Raises where a map that is given by hand has something that no query may read."""
+    unread = _MAPS.get(point_of(name).local)
+    if what.startswith("Steer"):
+        unread = 0.0 if unread is not None else None  # nothing is added
+    if unread is None or array.ndim < 2 or 1 in array.shape[-2:]:
+        return
+    above = np.triu(np.ones(array.shape[-2:], bool), 1)
+    given = np.asarray(array)[..., above]
+    if not (given == unread).all():
+        raise EditError(
+            f"{what}: the array has values above the diagonal, where no query may read; they would "
+            f"be masked again. Put {unread:g} there: np.tril, or np.where(np.tri(T) > 0, array, "
+            f"{unread:g})."
+        )
 
 
 def _with_room(array: Array, axes: list[str], place: Place) -> Array:
@@ -257,6 +286,8 @@ def _donated(
             f"{what}: the donor has shape {list(array.shape)}; the tensor there has {list(shape)} "
             f"({' '.join(axes)}).{hint}"
         )
+    if lengths is None:  # not a run's
+        _refuse_unread(array, name, what)
     theirs = np.full(array.shape[0], array.shape[at]) if lengths is None else lengths
     theirs = np.broadcast_to(theirs, place.lengths.shape)
     if not listed:

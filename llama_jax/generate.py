@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import types
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -310,10 +311,18 @@ class _Writer:
             self.structure, self.leaves, make_cache(), tokens, lengths, chunk, self.taps
         )
         pieces = {name: self._joined(name, chunks, prompt) for name in self.after}
-        one, queries = np.ones(len(tokens), np.int32), lengths
+        one, queries, warned = np.ones(len(tokens), np.int32), lengths, False
         for step in range(max_new_tokens):
             chosen = choose(logits, sampling, step)
             ids, last = np.asarray(chosen.token), step == max_new_tokens - 1
+            broken = np.flatnonzero(np.isnan(np.asarray(chosen.logprob)))
+            if len(broken) and not warned:
+                warned = True
+                warnings.warn(
+                    f"Step {step}: the logits of row {broken[0]} are NaN, so its tokens mean "
+                    "nothing from here on. llama.run(prompt).check() says where NaN begins.",
+                    stacklevel=2,
+                )
             texts = [row.push(int(token), last) for row, token in zip(rows, ids, strict=True)]
             going = [row for row in rows if not row.stopped]
             captured = {} if self.keep else self._reduced(pieces, queries, lengths + step)

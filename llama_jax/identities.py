@@ -22,13 +22,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from llama_jax.base.largest import largest
 from llama_jax.base.modes import standard
 from llama_jax.config import LlamaConfig
 from llama_jax.model import Model, unembed
 from llama_jax.model.product import product, wide
+from llama_jax.points import point_of
 from llama_jax.tables import Table
 
-__all__ = ["Check", "Outcome", "check"]
+__all__ = ["Check", "Outcome", "check", "first_not_finite"]
 
 _TOLERANCES = {"float64": 1e-10, "float32": 1e-5, "float16": 2e-3, "bfloat16": 1e-2}
 
@@ -96,6 +98,29 @@ def check(
     """
     seen = _Seen(captured, config, lengths, edited, dtype, model)
     return Check(tuple(_outcome(identity, seen) for identity in _IDENTITIES))
+
+
+@standard
+def first_not_finite(captured: Mapping[str, Array], lengths: Int[np.ndarray, " B"]) -> str | None:
+    """The first of these, in their order, that is not finite at a row's own positions, and where.
+
+    Of scores only NaN counts: those of the future are -inf.
+    """
+    for name, array in captured.items():
+        for part in jax.tree.leaves(array):
+            bad = jnp.isnan(part) if "scores" in name else ~jnp.isfinite(part)
+            axes = point_of(name).axes.split()[: bad.ndim]
+            at = axes.index("T")
+            if bad.shape[at] == lengths.max():  # all positions: padding means nothing
+                shape = [1] * bad.ndim
+                shape[0], shape[at] = len(lengths), bad.shape[at]
+                bad = bad & (np.arange(bad.shape[at]) < lengths[:, None]).reshape(shape)
+            if bool(jnp.any(bad)):
+                where = np.unravel_index(int(jnp.argmax(bad)), bad.shape)
+                return f"{name}, row {where[0]}" + (
+                    f", position {where[at]}" if bad.shape[at] == lengths.max() else ""
+                )
+    return None
 
 
 class _Skip(Exception):
@@ -182,7 +207,7 @@ def _difference(seen: _Seen, a: Array, b: Array, axis: int = 1, roundings: int =
     real = seen.real(a, axis)
     apart = jnp.where(a == b, 0, jnp.abs(a - b))
     finite = jnp.where(real & jnp.isfinite(b), jnp.abs(b), 0)
-    return float(jnp.max(jnp.where(real, apart, 0))), float(jnp.max(finite)), roundings
+    return float(largest(jnp.where(real, apart, 0))), float(jnp.max(finite)), roundings
 
 
 def _rows_sum_to_one(seen: _Seen, layer: int) -> _Measured:
@@ -197,7 +222,7 @@ def _causal(seen: _Seen, layer: int) -> _Measured:
     seen.unedited(layer, "self_attn.pattern", "self_attn.scores")
     pattern = seen("self_attn.pattern", layer)
     after = jnp.triu(jnp.ones(pattern.shape[-2:], bool), 1)
-    return float(jnp.max(jnp.where(after & seen.real(pattern, 2), jnp.abs(pattern), 0))), 0.0, 0
+    return float(largest(jnp.where(after & seen.real(pattern, 2), jnp.abs(pattern), 0))), 0.0, 0
 
 
 def _pattern(seen: _Seen, layer: int) -> _Measured:

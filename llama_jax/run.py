@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import os
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -31,7 +33,7 @@ from llama_jax.model import Logits, forward, leaves_of
 from llama_jax.model.product import wide
 from llama_jax.model.tap import Tap
 from llama_jax.plan import check_budget
-from llama_jax.points import Points
+from llama_jax.points import Points, resolve
 
 if TYPE_CHECKING:
     from llama_jax.llama import Llama
@@ -142,15 +144,34 @@ class Run(Captured):
         """Measures on this run the identities that must hold between what was captured.
 
         Gives a table of name, error, tolerance and outcome; what was not captured whole, or was
-        edited on purpose, is skipped and says so. See `llama_jax.identities`.
+        edited on purpose, is skipped and says so. See `llama_jax.identities`. Where something is
+        NaN or infinite, a row more names the first point in the order of the forward pass that is:
+        for this the prompt is run once more, with a norm kept of every point.
         """
         model = None if self.llama is None else self.llama.model
         whole = {name: self.captured[name] for name, c in self.captures.items() if c.whole}
         if self.logits.shape[1] == self.tokens.shape[1]:
             whole["logits"] = self.logits
-        return identities.check(
+        found = identities.check(
             whole, self.config, self.lengths, frozenset(self.edited), self.dtype, model
         )
+        broken = self._not_finite()
+        return found if broken is None else identities.Check((*found.outcomes, broken))
+
+    def _not_finite(self) -> identities.Outcome | None:
+        """Where NaN or infinity begins, if there is any in what this run holds."""
+        first = identities.first_not_finite({**self.captured, "logits": self.logits}, self.lengths)
+        if first is None:
+            return None
+        where, how = first, "of what was captured"
+        if self.llama is not None and not self.edited:
+            # Norms are small, and not finite where an entry is not; scores of the future are -inf.
+            names = [n for n in resolve("*", self.config.num_hidden_layers) if "scores" not in n]
+            again = self.llama.run(self.rows, Capture(names, reduce="norm"), logits="last")
+            found = identities.first_not_finite(again.captured, self.lengths)
+            where, how = found or first, "of all points; the prompt was run once more to find it"
+        note = f"not finite first at {where}, {how}"
+        return identities.Outcome("everything is finite", math.nan, 0.0, False, note)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the run into one file: safetensors, with everything else as JSON in its header.
@@ -228,6 +249,13 @@ def run(
     """See `Llama.run`, which also takes text."""
     config, dtype = llama.config, llama.model.dtype
     check_logits(logits)
+    if tokens.shape[1] > config.max_position_embeddings:
+        warnings.warn(
+            f"The prompt has {tokens.shape[1]:,} tokens, and this model was made for "
+            f"{config.max_position_embeddings:,} (max_position_embeddings): beyond these its "
+            "numbers are those of a model that never saw such positions.",
+            stacklevel=3,
+        )
     captures = wanted(capture, config.num_hidden_layers)
     if logits == "last" and "logits" in captures and captures["logits"].positions is not None:
         raise CaptureError(
@@ -279,10 +307,15 @@ def _program(
 
 
 def candidates(llama: Llama | None, ids: np.ndarray, probabilities: np.ndarray) -> list[Candidate]:
-    """Tokens with their texts (empty without a tokenizer) and probabilities."""
+    """Tokens with their texts (empty without a tokenizer) and probabilities.
+
+    Where the probability is NaN no token is named: -1, "NaN".
+    """
     known = llama is not None and llama.tokenizer is not None
     texts = llama.pieces(ids) if known else [""] * len(ids)  # type: ignore[union-attr]
     return [
-        Candidate(int(token), text, float(probability))
+        Candidate(-1, "NaN", math.nan)
+        if math.isnan(probability)
+        else Candidate(int(token), text, float(probability))
         for token, text, probability in zip(ids, texts, probabilities, strict=True)
     ]

@@ -74,7 +74,8 @@ def choose(logits: Float[Array, "B V"], sampling: Sampling, step: int) -> Chosen
         jnp.int32(min(top_k, logits.shape[-1])),
         jnp.uint32(sampling.seed % 2**32),
         jnp.int32(step),
-        greedy=sampling.temperature == 0,
+        # Below this the likeliest token is drawn whatever the draw, and f32 would overflow.
+        greedy=sampling.temperature < 1e-20,
         narrowed=sampling.top_p < 1 or sampling.top_k is not None,
     )
 

@@ -63,6 +63,9 @@ def test_an_edit_of_any_point_changes_what_follows(llama, clean):
     names = [resolve(name if name in clean.captured else (name, 1), 3)[0] for name in NAMES]
     rng = np.random.default_rng(0)
     added = {name: rng.standard_normal(clean[name].shape, np.float32) for name in names}
+    for name in names:
+        if name.endswith(("scores", "pattern")):  # what a query may not read cannot be edited
+            added[name] = np.tril(added[name])
 
     for name in names:
         # One program for all: each point has a strength of its own, of 0 but for one.
@@ -70,8 +73,6 @@ def test_an_edit_of_any_point_changes_what_follows(llama, clean):
         run = llama.run(A, names, edits)
         assert jnp.abs(run.logits - clean.logits).max() > 1e-3, name
         expected = clean[name] + added[name]
-        if name.endswith("pattern"):
-            expected = np.tril(expected)
         np.testing.assert_allclose(run[name], expected, rtol=1e-6, atol=1e-5, err_msg=name)
 
 
@@ -206,6 +207,34 @@ def test_no_edit_of_a_map_lets_a_query_read_the_future_or_padding(llama, edit):
     out = llama.generate(rows[1], 4, temperature=0, edits=edit, capture="resid_post")
     again = llama.run(rows[1] + out.tokens[0, :-1].tolist(), "resid_post", edits=edit)
     np.testing.assert_allclose(out["resid_post", 2], again["resid_post", 2], atol=1e-4)
+
+
+@pytest.mark.parametrize(("point", "unread"), [("scores", "-inf"), ("pattern", "0")])
+def test_a_map_with_values_where_nothing_may_be_read_is_refused(llama, clean, point, unread):
+    full = np.full((12, 12), 0.1, np.float32)
+    for edit in (
+        Ablate((point, 1), to=full),
+        Patch((point, 1), np.broadcast_to(full, (1, 4, 12, 12))),
+    ):
+        with pytest.raises(EditError, match=f"values above the diagonal.*Put {unread} there"):
+            llama.run(A, edits=edit)
+    with pytest.raises(EditError, match="Put 0 there"):
+        llama.run(A, edits=Steer((point, 1), full))
+    allowed = np.where(np.tri(12) > 0, full, float(unread))
+    run = llama.run(A, (point, 1), edits=Ablate((point, 1), to=allowed))
+    np.testing.assert_array_equal(run[point][0, 2], allowed.astype(np.float32))
+    llama.run(A, edits=Patch((point, 1), clean))  # a run's own
+    with pytest.warns(UserWarning, match="masked again"):
+        llama.run(A, edits=Replace((point, 1), louder))
+
+
+def louder(x):
+    return x * 2
+
+
+def test_a_prompt_longer_than_the_model_was_made_for_is_warned_of(llama):
+    with pytest.warns(UserWarning, match="1,025 tokens, .* 1,024"):
+        llama.run([[1] * 1025], logits="last")
 
 
 def test_steering_adds_at_its_positions(llama, clean):

@@ -213,6 +213,12 @@ def drawn(**settings):
     return {int(choose(LOGITS, Sampling(**settings), step).token[0]) for step in range(200)}
 
 
+@pytest.mark.parametrize("temperature", [1e-40, 1e-30, 1e-21, 1e-19, 1e-10])
+def test_a_temperature_of_almost_0_is_greedy(llama, temperature):
+    greedy = llama.generate([5, 9, 2], 8, temperature=0)
+    assert (llama.generate([5, 9, 2], 8, temperature=temperature).tokens == greedy.tokens).all()
+
+
 def test_temperature_0_is_greedy():
     assert drawn(temperature=0) == {0}
 

@@ -33,6 +33,9 @@ def test_every_point_s_gradient_is_that_of_central_differences():
         found = llama.gradients(A, difference, points)
         step = 1e-5
         directions = {name: rng.standard_normal(shapes[name]) for name in found}
+        for name in directions:
+            if name.endswith(("scores", "pattern")):  # what is not read has no gradient
+                directions[name] = np.tril(directions[name])
 
         def moved(name, by):
             """One program for all: each point has a step of its own, of 0 but for one."""

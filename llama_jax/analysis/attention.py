@@ -15,9 +15,9 @@ from jaxtyping import Array, Float, Int
 from llama_jax.analysis.needs import a_run, held, need, pieces_of
 from llama_jax.analysis.results import Result
 from llama_jax.base.choice import numbered
+from llama_jax.base.largest import largest
 from llama_jax.base.modes import jit
 from llama_jax.model.product import product, wide
-from llama_jax.model.tap import largest
 from llama_jax.run import Run
 
 __all__ = ["AttentionMap", "attention_map"]

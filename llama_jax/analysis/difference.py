@@ -19,6 +19,7 @@ from llama_jax.analysis.cells import as_matrix, on_host, over_cells, total, unit
 from llama_jax.analysis.lens import LOGITS_AT_ONCE
 from llama_jax.analysis.needs import held
 from llama_jax.analysis.weights import CELLS, Rows
+from llama_jax.base.largest import index_of_largest, largest
 from llama_jax.base.modes import jit, standard
 from llama_jax.config import LlamaConfig
 from llama_jax.llama import Llama
@@ -273,9 +274,9 @@ def _measured(
             real = real & real_positions(axes, a, lengths, along="S")
     apart = as_matrix(jnp.where(real, _apart(a, b), 0))
     size = as_matrix(jnp.where(real & jnp.isfinite(a), jnp.abs(a), 0))
-    by_row = jnp.max(apart, axis=1)  # an index into all of a large array would overflow int32
-    row = jnp.argmax(by_row)
-    column = jnp.argmax(apart[row])
+    by_row = largest(apart, axis=1)  # an index into all of a large array would overflow int32
+    row = index_of_largest(by_row)
+    column = index_of_largest(apart[row])
     scale, size_scale = unit(by_row[row]), unit(jnp.max(size))
 
     squares, sums = over_cells(
@@ -306,12 +307,12 @@ def _distributions(a: Float[Array, "R V"], b: Float[Array, "R V"]) -> _Distribut
     p, q = jax.nn.log_softmax(a), jax.nn.log_softmax(b)
     # Where p is 0 its logarithm is -inf, and the term 0.
     terms = jnp.where((_apart(p, q) == 0) | (p == -jnp.inf), 0, jnp.exp(p) * (p - q))
-    apart = _apart(a, b)
+    apart, divergence = _apart(a, b), jnp.sum(terms, axis=-1)
     return _Distributions(
-        jnp.maximum(jnp.sum(terms, axis=-1), 0),
-        jnp.argmax(a, axis=-1) != jnp.argmax(b, axis=-1),
-        jnp.max(apart, axis=-1),
-        jnp.argmax(apart, axis=-1),
+        jnp.where(jnp.isnan(divergence), jnp.nan, jnp.maximum(divergence, 0)),
+        index_of_largest(a) != index_of_largest(b),
+        largest(apart, axis=-1),
+        index_of_largest(apart),
         jnp.sum(apart**2, axis=-1),
         jnp.sum(jnp.where(jnp.isfinite(a), a, 0) ** 2, axis=-1),
     )

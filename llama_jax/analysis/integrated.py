@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 from tqdm.auto import tqdm
 
 from llama_jax.analysis.results import Result
+from llama_jax.base.largest import largest
 from llama_jax.base.modes import standard
 from llama_jax.capture import Captured
 from llama_jax.edits import Ablate
@@ -60,7 +61,7 @@ class IntegratedGradients(Result):
         return self.by_position.to_dataframe()
 
     def _summary(self) -> str:
-        error = float(jnp.max(jnp.abs(self.error)))
+        error = float(largest(jnp.abs(self.error)))
         return f"{self.point}: {self.by_position._summary()}, unexplained {error:.1e}"
 
     def _drawn(self) -> Mapping[str, Any]:
@@ -137,7 +138,7 @@ def integrated_gradients(
         name,
         pieces=llama.pieces(tokens[0]) if single else None,
     )
-    gap = float(jnp.max(jnp.abs(result.error) / jnp.maximum(jnp.abs(at_end - at_start), 1e-6)))
+    gap = float(largest(jnp.abs(result.error) / jnp.maximum(jnp.abs(at_end - at_start), 1e-6)))
     if gap > 0.01:
         warnings.warn(
             f"Integrated gradients at {name}: {gap:.0%} of the metric's change are not explained "

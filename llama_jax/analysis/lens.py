@@ -127,8 +127,8 @@ class LogitLens:
         """The natural logarithm of `probability`."""
         return self._each(_log_probability, tokens=self._tokens(token))[0]
 
-    def rank(self, token: int | str | Int[Array, "B P"]) -> Int[Array, "L B P"]:
-        """How many tokens have a larger logit: 0 where the token is the likeliest."""
+    def rank(self, token: int | str | Int[Array, "B P"]) -> Float[Array, "L B P"]:
+        """How many tokens have a larger logit: 0 where the token is the likeliest, NaN of NaN."""
         return self._each(_rank, tokens=self._tokens(token))[0]
 
     @property
@@ -287,7 +287,8 @@ def _log_probability(p: Float[Array, "R V"], tokens: Int[Array, " R"]) -> tuple[
 
 
 def _rank(p: Float[Array, "R V"], tokens: Int[Array, " R"]) -> tuple[Array]:
-    return (jnp.sum(p > jnp.take_along_axis(p, tokens[:, None], axis=1), axis=1),)
+    own = jnp.take_along_axis(p, tokens[:, None], axis=1)
+    return (jnp.where(jnp.isnan(own[:, 0]), jnp.nan, jnp.sum(p > own, axis=1)),)
 
 
 def _entropy(p: Float[Array, "R V"]) -> tuple[Array]:

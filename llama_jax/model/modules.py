@@ -25,6 +25,7 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float, Int
 
 from llama_jax.base.modes import jit, standard
+from llama_jax.base.programs import programs
 from llama_jax.config import LlamaConfig
 from llama_jax.model.attention import attend, causal_mask
 from llama_jax.model.cache import CACHE_AXES, Cache, append, append_shared
@@ -345,8 +346,10 @@ def leaves_of(model: Model) -> tuple[tuple[Array, ...], Any]:
     """The weights as a flat tuple, and the static structure that makes a module of them again.
 
     Compiled functions take these: `jax.tree.unflatten(structure, leaves)` costs nothing inside.
-    Raises `ValueError` for a model that has no weights.
+    Raises `ValueError` for a model that has no weights. Whoever computes begins here, so here is
+    where programs are let go when they have become too many.
     """
+    programs.let_go()
     leaves, structure = jax.tree.flatten(model)
     if not all(isinstance(leaf, jax.Array) for leaf in leaves):
         raise ValueError(

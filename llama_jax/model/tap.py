@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
+from llama_jax.base.largest import largest
 from llama_jax.base.modes import standard
 from llama_jax.model.product import wide
 from llama_jax.parallel import Layout
@@ -38,7 +39,6 @@ __all__ = [
     "TopK",
     "along",
     "cells",
-    "largest",
     "real_positions",
     "treats_positions_alike",
 ]
@@ -362,11 +362,6 @@ def _pooled(
         total = gather(jnp.where(seen, x, 0).astype(wide(x.dtype)), jnp.sum)
         pooled = jnp.where(counts > 0, total / jnp.maximum(counts, 1), -jnp.inf)
     return jnp.where(gather(real, jnp.any), pooled, 0).astype(x.dtype)
-
-
-def largest(x: Array, axis: int) -> Array:
-    """The maximum along an axis, NaN where there is one: XLA's on a CPU passes NaN over."""
-    return jnp.where(jnp.any(jnp.isnan(x), axis=axis), jnp.nan, jnp.max(x, axis=axis))
 
 
 class Pool(NamedTuple):
