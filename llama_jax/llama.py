@@ -17,9 +17,10 @@ from llama_jax import generate as writing
 from llama_jax import gradients as differentiating
 from llama_jax import run as running
 from llama_jax.base.choice import integer
+from llama_jax.base.replacing import as_path
 from llama_jax.capture import Captures, of_prompt, wanted
 from llama_jax.checkpoint import hub, huggingface, meta, orbax
-from llama_jax.checkpoint.folder import existing
+from llama_jax.checkpoint.folder import check_unchanged, existing, stamps
 from llama_jax.config import LlamaConfig
 from llama_jax.cria import WEIGHTS as CRIA
 from llama_jax.dtypes import as_dtype
@@ -118,12 +119,14 @@ class Llama:
         with the files), `ConfigError` (what this model does not do), `MeshError`,
         `FileNotFoundError`, `MemoryError`. Weights that are not finite are named in a warning.
         """
+        as_path(path)
         if os.fspath(path) == "cria":
             folder = CRIA
         elif hub.is_hub_id(path):
             folder = hub.download(os.fspath(path), revision)
         else:
             folder = existing(path)
+        before = stamps(folder)
         wanted = None if dtype is None else as_dtype(dtype)
         tokenizer = huggingface.read_tokenizer(folder)  # before the weights: errors come early
         stops = huggingface.read_stop_tokens(folder)
@@ -141,6 +144,7 @@ class Llama:
             model = Model(config, jnp.float32, _mesh(mesh, config, stored))
             load = orbax.load if orbax.is_orbax(folder) else huggingface.load
             load(folder, model, wanted)
+        check_unchanged(folder, before)
         named = folder == CRIA or hub.is_hub_id(path)
         name = os.fspath(path) if named else folder.resolve().name
         return cls(model, tokenizer, stops, name)
@@ -193,8 +197,10 @@ class Llama:
         """Writes a checkpoint, replacing one that is there.
 
         In Hugging Face's format, which transformers loads; in Meta's, one `consolidated.00.pth`
-        that `llama-models` loads (needs torch); or as Orbax writes arrays. It is written beside and
-        put in place whole: an error or an interrupt leaves the old one.
+        that `llama-models` loads (needs torch); or as Orbax writes arrays. An error, an interrupt
+        or a kill leaves the old one or the new one whole (`llama_jax.base.replacing`); the folder
+        itself, and what else lies in it, stay. Raises `CheckpointError`, `TypeError`, `ValueError`
+        for a place where there can be no checkpoint, and `OSError` for a full disk.
         """
         if format == "meta":
             meta.save(path, self.model, self.tokenizer)

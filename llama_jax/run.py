@@ -176,7 +176,9 @@ class Run(Captured):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the run into one file: safetensors, with everything else as JSON in its header.
 
-        Bit for bit what `Run.load` gives back. The file takes its place when it is whole.
+        Bit for bit what `Run.load` gives back. The file takes its place when it is whole. Raises
+        `runfile.RunFileError` where there can be no such file, `TypeError` or `ValueError` for what
+        is no path.
         """
         runfile.write(path, self)
 
@@ -186,10 +188,10 @@ class Run(Captured):
     ) -> Run:
         """Opens what `save` wrote. Arrays are mapped from the file, and read where looked at.
 
-        `verify` reads the file through once and compares its checksums; without, not a byte of an
-        array is read. Without a `llama` what needs weights or the tokenizer says so. Raises
-        `runfile.RunFileError` for a file that is not whole, not a run, or of a newer format, and
-        for a llama of another config.
+        `verify` reads the file through once and compares its checksums; without, that of the
+        header is compared, and not a byte of an array is read. Without a `llama` what needs weights
+        or the tokenizer says so. Raises `runfile.RunFileError` for a file that is not whole, not a
+        run, or of a newer format, and for a llama of another config.
         """
         return cls(llama, **runfile.read(path, llama, verify))
 

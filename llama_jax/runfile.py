@@ -1,4 +1,7 @@
-"""A run in one file: safetensors, with what is not an array as JSON in the header's metadata."""
+"""A run in one file: safetensors, with what is not an array as JSON in the header's metadata.
+
+Checksums cover every byte: one for each array, and one for the header, in its own metadata.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import tempfile
 import zlib
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
+from llama_jax.base.replacing import as_path, replacing_file, settle
 from llama_jax.capture import Capture
 from llama_jax.checkpoint.tensors import DTYPES, CheckpointError, TensorInfo, on_host, read_header
 from llama_jax.config import LlamaConfig, RopeScaling
@@ -31,6 +34,7 @@ __all__ = ["FORMAT", "RunFileError", "read", "versions", "write"]
 #: Raised with every change that an older reader would misread.
 FORMAT = 1
 _METADATA = "llama_jax.run"
+_SEAL, _UNSEALED = "llama_jax.header", "00000000"  # the CRC-32 of a header that has zeros for it
 _INDICES = "#indices"  # behind a point's name: the second part of a TopK
 _STORED = {**DTYPES, "I32": np.dtype("int32"), "I64": np.dtype("int64")}
 
@@ -40,10 +44,8 @@ class RunFileError(ValueError):
 
 
 def write(path: str | os.PathLike[str], run: Run) -> None:
-    """See `Run.save`. Raises `RunFileError` where `path` is a folder."""
-    path = pathlib.Path(path).expanduser()
-    if path.is_dir():
-        raise RunFileError(f"{path} is a folder; a run is one file, such as {path / 'x.run'}.")
+    """See `Run.save`. Raises `RunFileError` where there can be no file `path`."""
+    as_path(path)  # before anything is brought to the host
     arrays: dict[str, Any] = {"tokens": run.tokens, "lengths": run.lengths, "logits": run.logits}
     for name, value in run.captured.items():
         if isinstance(value, TopK):
@@ -61,34 +63,34 @@ def write(path: str | os.PathLike[str], run: Run) -> None:
         "edited": list(run.edited),
         "pieces": tokenizer and [tokenizer.pieces(row.tolist()) for row in run.tokens],
         "versions": dict(run.versions),
+        "sealed": True,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, new = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    try:
+    with replacing_file(path, RunFileError) as new:
         on_disk = {name: on_host(array) for name, array in arrays.items()}
         about["checksums"] = {
             n: zlib.crc32(a.reshape(-1).view(np.uint8).data) for n, a in on_disk.items()
         }
-        save_file(on_disk, new, metadata={_METADATA: json.dumps(about)})
-        with open(new, "rb+") as stream:
-            os.fsync(stream.fileno())
-        os.chmod(new, 0o666 & ~_umask())
-        os.replace(new, path)
-    finally:
-        pathlib.Path(new).unlink(missing_ok=True)
+        save_file(on_disk, new, metadata={_METADATA: json.dumps(about), _SEAL: _UNSEALED})
+        with open(new, "rb+") as file:
+            at, checksum = _seal(file.read(_header_size(new)))
+            file.seek(at)
+            file.write(checksum)
 
 
 def read(path: str | os.PathLike[str], llama: Llama | None, verify: bool) -> dict[str, Any]:
     """The fields of a `Run` but its llama; arrays are mapped. `verify` reads the file through."""
-    path = pathlib.Path(path).expanduser()
+    path = as_path(path)
+    settle(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} is no file; Run.save writes one.")
+    before = path.stat()
     try:
         tensors, metadata = read_header(path)
     except CheckpointError as error:
         raise RunFileError(str(error)) from None
     try:
+        if _SEAL in metadata:
+            _check_seal(path, metadata[_SEAL])
         about = json.loads(metadata[_METADATA])
         if about["format"] > FORMAT:
             raise RunFileError(
@@ -100,6 +102,9 @@ def read(path: str | os.PathLike[str], llama: Llama | None, verify: bool) -> dic
         config = _config(about["config"])
         captures = {name: _capture(name, plain) for name, plain in about["captures"].items()}
         arrays = {name: _mapped(path, info) for name, info in tensors.items()}
+        now = path.stat()
+        if (now.st_ino, now.st_mtime_ns) != (before.st_ino, before.st_mtime_ns):
+            raise RunFileError(f"{path} was written to while it was read. Open it again.")
         if verify:
             _verify(path, tensors, about["checksums"])
         logits = arrays["logits"]
@@ -116,6 +121,8 @@ def read(path: str | os.PathLike[str], llama: Llama | None, verify: bool) -> dic
             "model": about["model"],
             "versions": about["versions"],
         }
+        if about.get("sealed") and _SEAL not in metadata:
+            raise RunFileError(_damaged(path, "the header"))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, RunFileError):
             raise
@@ -156,10 +163,34 @@ def _verify(path: pathlib.Path, tensors: dict[str, TensorInfo], expected: dict[s
                 block = file.read(min(rest, 2**22))
                 found, rest = zlib.crc32(block, found), rest - len(block)
             if found != expected[name]:
-                raise RunFileError(
-                    f"{path} is damaged: the bytes of {name} are not those that were written. "
-                    "Save the run again, or get the file anew."
-                )
+                raise RunFileError(_damaged(path, name))
+
+
+def _header_size(path: pathlib.Path) -> int:
+    with open(path, "rb") as file:
+        return 8 + int.from_bytes(file.read(8), "little")
+
+
+def _seal(header: bytes) -> tuple[int, bytes]:
+    """Where in a header its checksum is, and what it must be."""
+    key = f'"{_SEAL}":"'.encode()
+    at, size = header.index(key) + len(key), len(_UNSEALED)
+    checksum = zlib.crc32(header[:at] + _UNSEALED.encode() + header[at + size :])
+    return at, b"%08x" % checksum
+
+
+def _check_seal(path: pathlib.Path, given: str) -> None:
+    with open(path, "rb") as file:
+        _, expected = _seal(file.read(_header_size(path)))
+    if given.encode() != expected:
+        raise RunFileError(_damaged(path, "the header"))
+
+
+def _damaged(path: pathlib.Path, what: str) -> str:
+    return (
+        f"{path} is damaged: the bytes of {what} are not those that were written. Save the run "
+        "again, or get the file anew."
+    )
 
 
 def _plain(capture: Capture) -> dict[str, Any]:
@@ -192,9 +223,3 @@ def versions() -> dict[str, str]:
     import llama_jax
 
     return {m.__name__.replace("_", "-"): m.__version__ for m in (llama_jax, jax, flax, np)}
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

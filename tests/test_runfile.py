@@ -1,13 +1,14 @@
 import dataclasses
 import json
 import os
+import zlib
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from llama_jax import Ablate, Capture, Llama, Run
+from llama_jax import Ablate, Capture, Llama, Run, runfile
 from llama_jax.model.tap import TopK
 from llama_jax.runfile import RunFileError
 from tests.tiny import GQA
@@ -69,6 +70,98 @@ def test_a_changed_byte_is_found(saved):
     with pytest.raises(RunFileError, match=r"is damaged: the bytes of"):
         Run.load(saved[1])
     assert Run.load(saved[1], verify=False).names == saved[0].names
+
+
+def _changed_anywhere(path, step):
+    """A file in which one byte of the header is another, for every so many bytes."""
+    whole = path.read_bytes()
+    end = 8 + int.from_bytes(whole[:8], "little")
+    for at in range(0, end, step):
+        for flip in (1, 2, 4):  # 1, 3 and 5; F16 and F32 are not far apart
+            path.write_bytes(whole[:at] + bytes([whole[at] ^ flip]) + whole[at + 1 :])
+            yield at, path
+
+
+@pytest.mark.parametrize("step", [41, pytest.param(1, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_changed_byte_of_the_header_is_found(saved, step, verify):
+    for at, path in _changed_anywhere(saved[1], step):
+        with pytest.raises(RunFileError):
+            pytest.fail(f"byte {at}: {Run.load(path, verify=verify)}")
+
+
+def test_heads_and_dtypes_that_were_changed_are_found(llama, tmp_path):
+    run = llama.run(ROWS, Capture("q", heads=[1, 3]))
+    run.save(tmp_path / "a.run")
+    whole = (tmp_path / "a.run").read_bytes()
+    for old, new in ((b"[1, 3]", b"[0, 2]"), (b'"F32"', b'"I32"'), (b"bfloat16", b"float16 ")):
+        assert old in whole
+        (tmp_path / "a.run").write_bytes(whole.replace(old, new))
+        with pytest.raises(RunFileError, match="is damaged: the bytes of the header"):
+            Run.load(tmp_path / "a.run")
+
+
+OLD = {  # as the first version wrote it, which had no checksum of the header
+    "format": 1,
+    "model": None,
+    "config": {
+        "vocab_size": 3,
+        "hidden_size": 4,
+        "intermediate_size": 4,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 2,
+        "max_position_embeddings": 16,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "rope_scaling": None,
+        "tie_word_embeddings": False,
+    },
+    "dtype": "float32",
+    "captures": {
+        "layers.0.self_attn.q": {
+            "positions": {"slice": [-1, None, None]},
+            "heads": [1],
+            "reduce": None,
+            "dtype": None,
+        }
+    },
+    "edited": ["layers.0.self_attn.z"],
+    "pieces": None,
+    "versions": {"llama-jax": "0.1.0", "jax": "0.10.2", "flax": "0.12.8", "numpy": "2.4.0"},
+}
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_refused(saved, monkeypatch):
+    mapped = runfile._mapped
+
+    def slow(path, info):
+        monkeypatch.undo()
+        saved[0].save(path)
+        return mapped(path, info)
+
+    monkeypatch.setattr(runfile, "_mapped", slow)
+    with pytest.raises(RunFileError, match="was written to while it was read"):
+        Run.load(saved[1], verify=False)
+
+
+def test_a_file_of_an_older_version_is_read(tmp_path):
+    arrays = {
+        "tokens": np.array([[0, 2]], np.int32),
+        "lengths": np.array([2], np.int32),
+        "logits": np.arange(6, dtype=np.float32).reshape(1, 2, 3),
+        "layers.0.self_attn.q": np.array([[[[0.5, 1.5]]]], np.float32),
+    }
+    checksums = {name: zlib.crc32(array.tobytes()) for name, array in arrays.items()}
+    about = json.dumps({**OLD, "checksums": checksums})
+    save_file(arrays, tmp_path / "old.run", metadata={"llama_jax.run": about})
+    run = Run.load(tmp_path / "old.run")
+    assert run.tokens.tolist() == [[0, 2]] and run.edited == ("layers.0.self_attn.z",)
+    assert run.config.num_attention_heads == 2 and run.versions["llama-jax"] == "0.1.0"
+    assert run.captures["layers.0.self_attn.q"].heads == (1,)
+    np.testing.assert_array_equal(run["layers.0.self_attn.q"], arrays["layers.0.self_attn.q"])
+    np.testing.assert_array_equal(run.logits, arrays["logits"])
 
 
 def test_arrays_are_mapped_not_read(saved):
@@ -151,6 +244,24 @@ def test_the_old_file_stays_until_the_new_one_is_whole(llama, saved, monkeypatch
     np.testing.assert_array_equal(mapped["resid_post", 0], run["resid_post", 0])
     with pytest.raises(RunFileError, match="is a folder"):
         run.save(path.parent)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "says"),
+    [
+        (None, TypeError, "path is None"),
+        (7, TypeError, "path is 7"),
+        ("", ValueError, "path is ''"),
+        ("a.run/b.run", RunFileError, r"a\.run cannot be made"),
+    ],
+)
+def test_where_no_run_can_be_saved_is_named(saved, monkeypatch, given, error, says):
+    monkeypatch.chdir(saved[1].parent)
+    with pytest.raises(error, match=says):
+        saved[0].save(given)
+    if error is TypeError or given == "":
+        with pytest.raises(error, match=says):
+            Run.load(given)
 
 
 def test_the_file_says_where_it_came_from(saved):

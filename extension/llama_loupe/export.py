@@ -7,20 +7,24 @@ import gzip
 import hashlib
 import html
 import os
-import pathlib
 import warnings
 from collections.abc import Iterator
 from typing import Any
 
+from llama_jax.base.replacing import replacing_file
 from llama_loupe.view import View
 from llama_loupe.widget import STATIC
 from llama_loupe.wire import dumped, name_of, pack
 
-__all__ = ["export", "page"]
+__all__ = ["ExportError", "export", "page"]
 
 LARGE = 20e6
 # Answers to what a page may ask are written into the file until they take so much.
 ANSWERS = 8 * 2**20
+
+
+class ExportError(ValueError, OSError):
+    """A place where no file can be: an argument that is wrong, and what `open` would raise."""
 
 
 def export(view: View, path: str | os.PathLike[str]) -> int:
@@ -29,19 +33,17 @@ def export(view: View, path: str | os.PathLike[str]) -> int:
     The file is interactive as in the notebook, except that nothing new can be computed: it holds
     what the view shows, and up to 8 MiB of what it could be asked. It loads nothing and sends
     nothing, and its content security policy lets no script run but ours, by its hash. Warns above
-    20 MB; raises `TypeError` for what is no view. A full disk leaves what was there before.
+    20 MB. A full disk leaves what was there before.
+
+    Raises `TypeError` for what is no view or no path, and `ExportError` where there can be no such
+    file: the folder is not there or not writable, or `path` is a folder itself.
     """
-    written = page(view).encode()
-    place = pathlib.Path(path)
-    new = place.with_name(f".{place.name}.new")
-    try:
+    with replacing_file(path, ExportError, make=False) as new:
+        written = page(view).encode()
         new.write_bytes(written)
-        os.replace(new, place)
-    finally:
-        new.unlink(missing_ok=True)
     if len(written) > LARGE:
         warnings.warn(
-            f"{place} has {len(written) / 1e6:.1f} MB, which a browser opens slowly. A shorter "
+            f"{path} has {len(written) / 1e6:.1f} MB, which a browser opens slowly. A shorter "
             "prompt, or fewer layers in capture=, makes it smaller.",
             stacklevel=2,
         )

@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 
 import jax
 
+from llama_jax.base.turns import in_turn
+
 __all__ = ["jit", "standard"]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -29,5 +31,8 @@ def standard(function: _F) -> _F:
 
 
 def jit(function: Callable[..., Any], **options: Any) -> Any:
-    """`jax.jit` of the function under JAX's default rules; each of our programs is made by it."""
-    return jax.jit(standard(function), **options)
+    """`jax.jit` of the function under JAX's default rules; each of our programs is made by it.
+
+    On a mesh of CPU devices they take turns (`llama_jax.base.turns`).
+    """
+    return in_turn(jax.jit(standard(function), **options))

@@ -7,50 +7,32 @@ import fnmatch
 import json
 import os
 import pathlib
-import shutil
-import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+from llama_jax.base.replacing import as_path, is_stage, replacing_folder, settle
 from llama_jax.checkpoint.tensors import CheckpointError, listed
 
 __all__ = [
-    "check_replaceable",
+    "check_unchanged",
     "contents",
     "existing",
     "in_words",
     "read_json",
+    "replaceable",
     "replacing",
+    "stamps",
     "write_json",
 ]
 
 
-@contextlib.contextmanager
-def replacing(directory: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields a new, empty folder that takes the place of `directory` when the block ends well.
+def replacing(directory: pathlib.Path) -> contextlib.AbstractContextManager[pathlib.Path]:
+    """A new, empty folder whose content takes the place of `directory`'s when the block ends well.
 
-    After an error or an interrupt, also in the last step, `directory` is what it was. Entries of
-    the old folder that are no part of a checkpoint, in whatever format, go into the new one too.
+    After an error or an interrupt, also in the last step, `directory` is what it was. Entries that
+    are no part of a checkpoint, in whatever format, stay.
     """
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    new = directory.with_name(f".{directory.name}.{uuid.uuid4().hex[:8]}")
-    new.mkdir()
-    try:
-        yield new
-        for file in new.rglob("*"):
-            if file.is_file():
-                _flush(file)
-        if directory.exists():
-            _keep(directory, new)
-        _swap(directory, new)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-
-
-def _flush(file: pathlib.Path) -> None:
-    """Waits until the disk has it, since the old one goes next."""
-    with open(file, "rb+") as stream:
-        os.fsync(stream.fileno())
+    return replacing_folder(directory, _is_ours, CheckpointError)
 
 
 _OURS = (
@@ -70,39 +52,17 @@ _OURS = (
 )
 
 
-def _keep(old: pathlib.Path, new: pathlib.Path) -> None:
-    for entry in old.iterdir():
-        if any(fnmatch.fnmatchcase(entry.name, pattern) for pattern in _OURS):
-            continue
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.copytree(entry, new / entry.name, symlinks=True, copy_function=_link)
-        else:
-            _link(entry, new / entry.name)
-
-
-def _link(source: str | pathlib.Path, target: str | pathlib.Path) -> None:
-    try:
-        os.link(source, target, follow_symlinks=False)
-    except OSError:  # a file system without hard links
-        shutil.copy2(source, target, follow_symlinks=False)
-
-
-def _swap(directory: pathlib.Path, new: pathlib.Path) -> None:
-    old = new.with_name(f"{new.name}.old")
-    try:
-        if directory.exists():
-            directory.rename(old)
-        new.rename(directory)
-    finally:
-        if old.exists() and directory.exists():
-            shutil.rmtree(old, ignore_errors=True)
-        elif old.exists():
-            old.rename(directory)
+def _is_ours(name: str) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in _OURS)
 
 
 def existing(directory: str | os.PathLike[str]) -> pathlib.Path:
-    """The folder. Raises `FileNotFoundError`, and `CheckpointError` for a file."""
-    directory = pathlib.Path(directory).expanduser()
+    """The folder. Raises `FileNotFoundError`, and `CheckpointError` for a file.
+
+    What a killed process left of saving to it is put in order first.
+    """
+    directory = as_path(directory)
+    settle(directory)
     if not directory.exists():
         raise FileNotFoundError(
             f"There is no {directory} on this machine. A checkpoint is a folder with config.json "
@@ -113,17 +73,54 @@ def existing(directory: str | os.PathLike[str]) -> pathlib.Path:
     return directory
 
 
-def check_replaceable(directory: pathlib.Path) -> None:
-    """Raises `CheckpointError` for a file, and for a folder with things that are no checkpoint."""
-    if not directory.exists():
-        return
-    if not directory.is_dir():
+Stamps = dict[str, tuple[int, int, int]]
+
+
+def stamps(directory: pathlib.Path) -> Stamps:
+    """What tells a checkpoint's files from others of the same names, for `check_unchanged`."""
+    found = {}
+    for name in filter(_is_ours, os.listdir(directory)):
+        with contextlib.suppress(OSError):
+            about = os.stat(directory / name)
+            found[name] = (about.st_ino, about.st_mtime_ns, about.st_size)
+    return found
+
+
+def check_unchanged(directory: pathlib.Path, before: Stamps) -> None:
+    """Raises `CheckpointError` where files that were read are not those that are there now.
+
+    A part of the weights may be another checkpoint's then.
+    """
+    now = stamps(directory)
+    changed = sorted(name for name in before if now.get(name) != before[name])
+    if changed:
+        raise CheckpointError(
+            f"{directory} was written to while it was read: {in_words(changed)} changed. Open it "
+            "again."
+        )
+
+
+def replaceable(directory: str | os.PathLike[str]) -> pathlib.Path:
+    """The folder that a checkpoint is to be saved in, which need not be there yet.
+
+    Raises `CheckpointError` for a file, and for a folder with things that are no checkpoint.
+    """
+    directory = as_path(directory)
+    settle(directory)
+    if directory.is_file():
         raise CheckpointError(f"{directory} is a file. A checkpoint is a folder.")
-    if any(directory.iterdir()) and not any((directory / name).is_file() for name in _CONFIGS):
+    if not directory.is_dir():
+        return directory
+    try:
+        names = [name for name in os.listdir(directory) if not is_stage(name)]
+    except OSError as error:
+        raise CheckpointError(f"{directory} cannot be read: {error.strerror}.") from None
+    if names and not any((directory / name).is_file() for name in _CONFIGS):
         raise CheckpointError(
             f"{directory} has no config.json, so it is no checkpoint to replace; it has "
             f"{contents(directory)}. Save to a new folder."
         )
+    return directory
 
 
 _CONFIGS = ("config.json", "params.json")
@@ -146,7 +143,8 @@ def write_json(file: pathlib.Path, content: dict[str, Any]) -> None:
 
 def contents(directory: pathlib.Path) -> str:
     """What a folder holds, in words."""
-    return in_words(sorted(entry.name for entry in directory.iterdir())) or "nothing"
+    names = (entry.name for entry in directory.iterdir() if not is_stage(entry.name))
+    return in_words(sorted(names)) or "nothing"
 
 
 def in_words(names: Sequence[str]) -> str:

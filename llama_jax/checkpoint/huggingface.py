@@ -18,11 +18,11 @@ from safetensors.numpy import save_file
 
 from llama_jax.checkpoint.filling import fill
 from llama_jax.checkpoint.folder import (
-    check_replaceable,
     contents,
     existing,
     in_words,
     read_json,
+    replaceable,
     replacing,
     write_json,
 )
@@ -134,8 +134,7 @@ def save(
     checkpoint is as it was. What else lies in `directory` stays. Raises `CheckpointError` rather
     than touch a folder that is no checkpoint.
     """
-    directory = pathlib.Path(directory).expanduser().resolve()
-    check_replaceable(directory)
+    directory = replaceable(directory)
     weights = {name: slot.get_value() for name, slot in parameters(model).items()}
     if not all(isinstance(weight, jax.Array) for weight in weights.values()):
         raise CheckpointError(

@@ -22,11 +22,11 @@ import numpy as np
 
 from llama_jax.checkpoint.filling import fill
 from llama_jax.checkpoint.folder import (
-    check_replaceable,
     contents,
     existing,
     in_words,
     read_json,
+    replaceable,
     replacing,
     write_json,
 )
@@ -185,8 +185,7 @@ def save(directory: Path, model: Model, tokenizer: Tokenizer | None = None) -> N
     torch, and `ConfigError` for a config that `params.json` cannot say.
     """
     torch = _torch()
-    directory = pathlib.Path(directory).expanduser().resolve()
-    check_replaceable(directory)
+    directory = replaceable(directory)
     config = model.config
     weights = {name: slot.get_value() for name, slot in parameters(model).items()}
     if not all(isinstance(weight, jax.Array) for weight in weights.values()):

@@ -17,7 +17,7 @@ import jax
 
 from llama_jax.checkpoint import huggingface
 from llama_jax.checkpoint.filling import check_finite
-from llama_jax.checkpoint.folder import check_replaceable, existing, in_words, replacing
+from llama_jax.checkpoint.folder import existing, in_words, replaceable, replacing
 from llama_jax.checkpoint.tensors import CheckpointError, listed
 from llama_jax.dtypes import as_dtype
 from llama_jax.memory import check_fits
@@ -46,7 +46,7 @@ def load(directory: Path, model: Model, dtype: Any = None, shardings: Any = None
     """
     import orbax.checkpoint as ocp  # takes a second to import: only who reads should pay
 
-    directory = existing(directory)
+    directory = existing(directory).absolute()  # Orbax takes no other
     slots = parameters(model)
     largest = max(math.prod(slot.get_value().shape) for slot in slots.values())
     with _checkpointer(ocp, 8 * largest) as checkpointer:
@@ -113,8 +113,7 @@ def save(
     """
     import orbax.checkpoint as ocp
 
-    directory = pathlib.Path(directory).expanduser().resolve()
-    check_replaceable(directory)
+    directory = replaceable(directory)
     weights = {name: slot.get_value() for name, slot in parameters(model).items()}
     if not all(isinstance(weight, jax.Array) for weight in weights.values()):
         raise CheckpointError(

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from llama_jax.base.choice import integer
 from llama_jax.capture import Captures, taps_for, wanted
 from llama_jax.config import LlamaConfig
 from llama_jax.dtypes import as_dtype
@@ -50,6 +51,7 @@ Task = Literal["decode", "prefill", "train"]
 _LETTERS = {
     "weights": "w",
     "optimizer": "o",
+    "gradients": "g",
     "cache": "k",
     "captures": "c",
     "temporaries": "t",
@@ -75,8 +77,9 @@ class Collective:
 class Fit(Table):
     """One step of a Llama on some devices: what each holds, what they send, how long it takes.
 
-    All bytes are one device's. `breakdown` adds up to `bytes_per_device`: weights, cache,
-    optimizer, captures, temporaries, and what else the program takes and gives. `seconds` is an
+    All bytes are one device's. `breakdown` adds up to `bytes_per_device`: weights, optimizer,
+    gradients (which a compiler counts among the temporaries), cache, captures, temporaries, and
+    what else the program takes and gives. `seconds` is an
     estimate: the least that the chips' published rates allow, latencies left out; `estimate` has
     its parts and the rates' source. `method` says where the bytes are from.
     """
@@ -113,7 +116,7 @@ class Fit(Table):
     def bar(self, width: int = 48) -> str:
         """One device's memory as a line: what is free is `·`, what is needed beyond it `!`.
 
-        The parts are w(eights), o(ptimizer), k(eys and values: the cache), c(aptures),
+        The parts are w(eights), o(ptimizer), g(radients), k(eys and values: the cache), c(aptures),
         t(emporaries) and what else there is, x.
         """
         scale = width / max(self.memory, self.bytes_per_device)
@@ -227,40 +230,51 @@ def fit(
     positions; in training all devices share out weights and rows (`fsdp`).
 
     The bytes are the TPU compiler's (libtpu, in `pip install 'llama-jax[tpu]'`; no TPU is needed),
-    the local devices' compiler's, or, for other GPUs, of shapes, which know no temporaries.
+    the local devices' compiler's, or, for other GPUs, of shapes, which know no temporaries but a
+    training step's gradients, logits and what enters each layer.
 
-    Raises `FitError`, `MeshError`, and `ImportError` without libtpu.
+    Raises `FitError` and `MeshError` (also where some of the devices would have nothing to do),
+    what `Llama.run` raises for `capture`, `ConfigError`, `DtypeError`, and `ImportError` without
+    libtpu.
 
     >>> report = fit("llama-3.2-1b", "h100:1", batch=4, context=4096)
     >>> report.fits, report.breakdown["weights"], report.breakdown["cache"]
     (True, 2471628800, 536870928)
     """
     config = LlamaConfig.preset(model) if isinstance(model, str) else model
+    if not isinstance(config, LlamaConfig):
+        raise FitError(f"model is {model!r}; it must be a preset's name or a LlamaConfig.")
     name = model if isinstance(model, str) else "A model of this config"
-    if task not in ("decode", "prefill", "train"):
+    if not isinstance(task, str) or task not in ("decode", "prefill", "train"):
         raise FitError(f"task is {task!r}; it must be 'decode', 'prefill' or 'train'.")
-    for what, size in (("batch", batch), ("context", context)):
-        if not isinstance(size, int) or size < 1:
-            raise FitError(f"{what} is {size!r}; it must be a whole number from 1 on.")
+    batch, context = _whole_number("batch", batch), _whole_number("context", context)
     if context > config.max_position_embeddings:
         raise FitError(
             f"context is {context:,}; {name} has {config.max_position_embeddings:,} positions."
         )
     step = functools.partial(_Step, config, as_dtype(dtype), batch, context, task, capture)
     if devices is None:
-        return Suggestions(name, tuple(_smallest(step, config, batch, task)))
+        return Suggestions(name, tuple(_smallest(step, config, batch, context, task)))
     chip, count, present = _devices(devices)
     memory = _memory(chip, count)
     if mesh is None:
-        sizes = _chosen(step, config, count, batch, task, memory)
+        chosen = _chosen(step, config, count, batch, context, task, memory)
+        if chosen is None:
+            raise _idle(devices, batch, context)
+        sizes = chosen
     else:
         sizes = mesh_sizes(mesh, config)
     asked = math.prod(sizes.values())
     if asked != count:
         raise FitError(f"The mesh has {asked} devices, and {devices} has {count}.")
+    if not _all_work(sizes, batch, context):
+        raise _idle(devices, batch, context)
     one = step(sizes, present)
     known = one.sizes()
-    made = _Compiled(sum(known.values()), 0, (), 0.0) if present is None else one.compiled()
+    if present is None:
+        made = _Compiled(sum(known.values()), known.get("temporaries", 0), (), 0.0)
+    else:
+        made = one.compiled()
     breakdown = {**dict.fromkeys(_LETTERS, 0), **known, "temporaries": made.temporaries}
     breakdown["other"] = max(made.total - sum(breakdown.values()), 0)
     total = sum(breakdown.values())
@@ -280,9 +294,32 @@ def fit(
         collectives=made.collectives,
         flops=one.flops(),
         estimate=_estimate(chip, count, one, known, made.collectives),
-        method=_method(devices, chip, present, made),
+        method=_method(devices, chip, present, made, task),
         warnings=tuple(one.warnings(made)),
         compile_seconds=made.seconds,
+    )
+
+
+_MOST = 2**31 - 1
+
+
+def _whole_number(what: str, given: Any) -> int:
+    size = integer(given)
+    if size is None or not 1 <= size <= _MOST:
+        raise FitError(f"{what} is {given!r}; it must be a whole number from 1 to {_MOST:,}.")
+    return size
+
+
+def _all_work(sizes: Mapping[str, int], batch: int, context: int) -> bool:
+    """Whether there are positions for all devices that share out rows and positions."""
+    rows, positions = sizes["data"] * sizes["fsdp"], sizes["sequence"]
+    return positions <= context and rows * positions <= batch * context
+
+
+def _idle(devices: str, batch: int, context: int) -> FitError:
+    return FitError(
+        f"{devices}: {batch:,} x {context:,} positions and the model's heads are no work for so "
+        "many devices. Give fewer, or more rows in batch=."
     )
 
 
@@ -319,7 +356,7 @@ class _Step:
         if captures and self.task == "train":
             raise FitError("A training step returns no captures: leave capture= out.")
         held = {name: capture.while_writing for name, capture in captures.items()}
-        self.taps = taps_for(held, {}, self.config, np.full(self.batch, self.tokens))
+        self.taps = taps_for(held, {}, self.config, np.broadcast_to(self.tokens, self.batch))
 
     @functools.cached_property
     def model(self) -> Model:
@@ -341,12 +378,31 @@ class _Step:
             for (shape, axes), count in _weights_by_kind(self.config).items()
         )
         if self.task == "train":
-            return {"weights": weights, "optimizer": 2 * weights + 4}  # two moments and a count
+            found = {"weights": weights, "optimizer": 2 * weights + 4}  # two moments and a count
+            if self.present is None:  # a compiler counts these among its temporaries
+                # On the way back gradients take the room of what was kept on the way there.
+                kept = max(self._kept() - weights, 0)
+                found |= {"gradients": weights, "temporaries": kept}
+            return found
         found = {"weights": weights, "cache": _bytes(self._cache())}
         if self.taps:
             shapes = jax.eval_shape(functools.partial(advance, self.structure), *self._arguments())
             found["captures"] = sum(map(self._captured, *zip(*shapes[2].items(), strict=True)))
         return found
+
+    def _kept(self) -> int:
+        """What a training step holds before it goes back: what enters each layer, and logits."""
+        c = self.config
+        width = self._batched("B T D", self.dtype, c.hidden_size)
+        return c.num_hidden_layers * _bytes(width) + _bytes(self._logits())
+
+    def _logits(self) -> Any:
+        return self._batched("B T V", jnp.float32, self.config.vocab_size)
+
+    def _batched(self, axes: str, dtype: Any, size: int) -> Any:
+        rows = self.batch + -self.batch % parts("B", self.mesh)
+        shape = (rows, self.tokens, size)
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding(axes, self.mesh, shape))
 
     def _captured(self, name: str, kept: Any) -> int:
         letters = point_of(name).axes.split()
@@ -448,9 +504,7 @@ class _Step:
             )
         everywhere = self.task == "train" or "logits" in self.taps
         if everywhere and self.tokens > 1:
-            shape = (self.batch + -self.batch % rows, self.tokens, c.vocab_size)
-            place = sharding("B T V", self.mesh, shape)
-            size = 4 * math.prod(place.shard_shape(shape))
+            size = _bytes(self._logits())
             yield f"Logits at every position are {readable(size)} on each device."
 
     def _arguments(self) -> tuple[Any, ...]:
@@ -508,6 +562,11 @@ def _bytes(tree: Any) -> int:
 
 def _devices(devices: str) -> tuple[Chip | None, int, Sequence[Any] | None]:
     """The chip, how many devices, and those to compile for."""
+    if not isinstance(devices, str):
+        raise FitError(
+            f'devices is {devices!r}; it must be text such as "v5e:4x4", "h100:8" or "local", or '
+            "None for the smallest that fit."
+        )
     if devices in ("local", "cpu", "gpu", "tpu"):
         try:
             here = jax.devices() if devices == "local" else jax.devices(devices)
@@ -524,7 +583,7 @@ def _devices(devices: str) -> tuple[Chip | None, int, Sequence[Any] | None]:
             '"v5e:4x4" or "h100:8", and "local".'
         )
     if not chip.tpu:
-        if not shape.isdecimal() or int(shape) < 1:
+        if not re.fullmatch(r"0*[1-9][0-9]{0,8}", shape):
             raise FitError(f"{devices!r}: say how many, as {name}:8.")
         return chip, int(shape), None
     if shape not in chip.slices:
@@ -584,17 +643,20 @@ def _chosen(
     config: LlamaConfig,
     count: int,
     batch: int,
+    context: int,
     task: Task,
     memory: int,
-) -> dict[str, int]:
+) -> dict[str, int] | None:
     """The first mesh whose shapes leave a tenth of the memory free, else the one that needs least.
 
-    Large `tensor` comes first, since it answers soonest. What is beyond the KV heads holds them,
-    and their cache, several times: where that is too much, rows or positions are shared out.
+    None where there is no mesh on which all have work. Large `tensor` comes first, since it answers
+    soonest. What is beyond the KV heads holds them, and their cache, several times: where that is
+    too much, rows or positions are shared out.
     """
     heads = config.num_key_value_heads
     sizes = (config.num_attention_heads, config.intermediate_size, config.vocab_size)
-    divisors = [n for n in range(count, 0, -1) if count % n == 0]
+    small = [n for n in range(1, math.isqrt(count) + 1) if count % n == 0]
+    divisors = sorted({*small, *(count // n for n in small)}, reverse=True)
     tensors = [
         n
         for n in divisors
@@ -602,29 +664,35 @@ def _chosen(
     ]
     if task == "train":
         shared = [n for n in divisors if config.hidden_size % n == 0 and count // n in tensors]
-        if not shared:
-            return mesh_sizes({"data": count}, config)
-        rows = next((n for n in shared if batch % n == 0), shared[0])
-        return mesh_sizes({"fsdp": rows, "tensor": count // rows}, config)
+        rows = next((n for n in shared if batch % n == 0), shared[0] if shared else None)
+        shape = {"data": count} if rows is None else {"fsdp": rows, "tensor": count // rows}
+        found = mesh_sizes(shape, config)
+        return found if _all_work(found, batch, context) else None
     needed: dict[int, dict[str, int]] = {}
     for tensor in tensors:
         left = count // tensor
         other = "data" if batch % left == 0 else "sequence"
         found = mesh_sizes({"tensor": tensor, other: left}, config)
+        if not _all_work(found, batch, context):
+            continue
         size = sum(step(found, None).sizes().values())
         if size <= 0.9 * memory:
             return found
         needed.setdefault(size, found)
-    return needed[min(needed)]
+    return needed[min(needed)] if needed else None
 
 
-def _smallest(step: Any, config: LlamaConfig, batch: int, task: Task) -> Iterator[Suggestion]:
+def _smallest(
+    step: Any, config: LlamaConfig, batch: int, context: int, task: Task
+) -> Iterator[Suggestion]:
     """Of each kind the smallest slice whose shapes leave a tenth of the memory free."""
     for name, chip in CHIPS.items():
         memory = _memory(chip, 1)
         for shape in chip.slices:
             count = math.prod(map(int, shape.split("x"))) * chip.devices
-            sizes = _chosen(step, config, count, batch, task, memory)
+            sizes = _chosen(step, config, count, batch, context, task, memory)
+            if sizes is None:
+                continue
             needed = sum(step(sizes, None).sizes().values())
             if needed <= 0.9 * memory:
                 yield Suggestion(f"{name}:{shape}", count, sizes, needed, memory)
@@ -687,8 +755,9 @@ def _estimate(
     each = chip.devices
     compute = step.flops() / count / (chip.flops / each)
     # Training reads the weights three times and writes them once, and the moments once each way.
-    passes = {"weights": 4, "optimizer": 2} if step.task == "train" else {}
-    moved = sum(size * passes.get(name, 1) for name, size in known.items())
+    # What is made on the way can be spent where it is made.
+    passes = {"weights": 4, "optimizer": 2} if step.task == "train" else dict.fromkeys(known, 1)
+    moved = sum(size * passes.get(name, 0) for name, size in known.items())
     memory = moved / (chip.bandwidth / each)
     # A ring sends a sum twice around; one direction has half of the published rate.
     twice = {"all-reduce": 2}
@@ -705,11 +774,12 @@ def _estimate(
     }
 
 
-def _method(devices: str, chip: Chip | None, present: Any, made: _Compiled) -> str:
+def _method(devices: str, chip: Chip | None, present: Any, made: _Compiled, task: Task) -> str:
     rates = f" Rates: {chip.source}" if chip is not None else ""
     if present is None:
         return (
-            f"From shapes: no compiler for {devices} is here, so temporaries are left out.{rates}"
+            f"From shapes: no compiler for {devices} is here, so temporaries are left out"
+            f"{', all but what is known of a training step' * (task == 'train')}.{rates}"
         )
     kind = "The TPU compiler's" if present[0].platform == "tpu" else "The local compiler's"
     return f"{kind} bytes, in {made.seconds:.0f} s.{rates}"

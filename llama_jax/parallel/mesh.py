@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-import numbers
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -25,6 +24,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
+from llama_jax.base.choice import integer
 from llama_jax.config import LlamaConfig
 
 __all__ = [
@@ -78,6 +78,9 @@ _WEIGHTS = {
     "down_proj": "W F",
     "lm_head": "V W",
 }
+
+
+_MOST = 2**31 - 1
 
 
 class MeshError(ValueError):
@@ -137,6 +140,8 @@ def mesh_sizes(given: Mapping[str, int] | str, config: LlamaConfig) -> dict[str,
     {'data': 1, 'fsdp': 1, 'sequence': 1, 'tensor': 8, 'group': 2}
     """
     sizes = _sizes(_read(given) if isinstance(given, str) else given)
+    if math.prod(sizes.values()) > _MOST:
+        raise MeshError(f"{_said(sizes)} makes more devices than there can be.")
     tensor, heads = sizes["tensor"], config.num_key_value_heads
     sizes["tensor"] = min(tensor, heads)
     sizes["group"] *= tensor // sizes["tensor"]
@@ -280,7 +285,7 @@ def _read(text: str) -> dict[str, int]:
     sizes = {}
     for item in filter(None, re.split(r"[\s,]+", text)):
         name, equals, size = item.partition("=")
-        if not equals or not size.isdecimal():
+        if not equals or not re.fullmatch(r"[0-9]{1,9}", size):
             raise MeshError(
                 f'{item!r} in mesh={text!r}: write an axis and its size, as "tensor=8" or '
                 '"data=2, tensor=4".'
@@ -292,6 +297,11 @@ def _read(text: str) -> dict[str, int]:
 
 
 def _sizes(given: Mapping[str, int]) -> dict[str, int]:
+    if not isinstance(given, Mapping):
+        raise MeshError(
+            f'mesh is {given!r}; it must be text such as "tensor=8", sizes by axis such as '
+            '{"data": 2, "tensor": 4}, or a jax.sharding.Mesh.'
+        )
     for name, size in given.items():
         if name not in _INSIDE:
             near = difflib.get_close_matches(str(name), AXES, n=1)
@@ -299,7 +309,8 @@ def _sizes(given: Mapping[str, int]) -> dict[str, int]:
                 f"A mesh has no axis {name!r}; it has {', '.join(AXES)}."
                 + (f" Is {near[0]} meant?" if near else "")
             )
-        if not isinstance(size, numbers.Integral) or size < 1:
+        whole = integer(size)
+        if whole is None or whole < 1:
             raise MeshError(f"{name}={size!r}: a size is a whole number of devices, from 1 on.")
     return {axis: int(given.get(axis, 1)) for axis in _INSIDE}
 

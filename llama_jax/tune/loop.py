@@ -6,8 +6,8 @@ import dataclasses
 import functools
 import itertools
 import os
-import pathlib
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int
 from tqdm.auto import tqdm
 
 from llama_jax.base.modes import jit
+from llama_jax.base.replacing import as_path, claim, make_folder
 from llama_jax.model import (
     Model,
     forward,
@@ -89,7 +90,7 @@ def train(
     were learnt from are skipped.
 
     Raises `TrainingError` where nothing is trainable, the batches run out, the loss is not finite,
-    or the directory holds a training of something else.
+    the directory cannot be made or holds a training of something else.
     """
     leaves, structure = leaves_of(model)
     slots = parameters(model)
@@ -236,8 +237,18 @@ class _Store:
         import orbax.checkpoint as ocp  # takes a second to import: only who saves should pay
 
         self._args = ocp.args
-        self._directory = pathlib.Path(directory).absolute()
-        options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
+        self._directory = as_path(directory, "directory").absolute()
+        make_folder(self._directory, TrainingError)
+        # Whoever has the lock is the only one that writes: what is half written was left by a
+        # process that was killed.
+        lock = claim(self._directory)
+        if lock is not None:
+            weakref.finalize(self, os.close, lock)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=2,
+            enable_async_checkpointing=False,
+            cleanup_tmp_directories=lock is not None,
+        )
         self._manager = ocp.CheckpointManager(self._directory, options=options)
         self.newest: int | None = self._manager.latest_step()
 

@@ -11,7 +11,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from llama_jax import Llama
-from llama_jax.checkpoint import CheckpointError, folder, huggingface, tensors
+from llama_jax.base import replacing
+from llama_jax.checkpoint import CheckpointError, huggingface, tensors
 from llama_jax.config import LlamaConfig
 from llama_jax.dtypes import DtypeError, as_dtype
 from llama_jax.model import Model, parameters
@@ -435,7 +436,9 @@ def test_a_model_can_be_saved_over_the_files_it_came_from(saved):
 
 
 @pytest.mark.parametrize("problem", [OSError(28, "No space left on device"), KeyboardInterrupt()])
-@pytest.mark.parametrize("when", ["weights", "second shard", "flush", "keep", "rename"])
+@pytest.mark.parametrize(
+    "when", ["weights", "second shard", "flush", "mark", "rename", "fourth rename", "link"]
+)
 def test_after_an_error_or_an_interrupt_the_old_checkpoint_is_whole(
     saved, monkeypatch, problem, when
 ):
@@ -450,19 +453,22 @@ def test_after_an_error_or_an_interrupt_the_old_checkpoint_is_whole(
         calls.append(args)
         return save_file(*args, **kwargs) if len(calls) < 2 else fail()
 
-    if when == "rename":  # the old folder is aside already, the new one not yet in place
-        rename = type(saved).rename
+    if when.endswith("rename"):  # some entries are in place already, the others not yet
+        rename, nth = type(saved).rename, 4 if when.startswith("fourth") else 2
         monkeypatch.setattr(
             type(saved),
             "rename",
-            lambda self, to: fail() if calls.append(self) or len(calls) == 2 else rename(self, to),
+            lambda self, to: (
+                fail() if calls.append(self) or len(calls) == nth else rename(self, to)
+            ),
         )
     else:
         module, name, replacement = {
             "weights": (huggingface, "save_file", fail),
             "second shard": (huggingface, "save_file", fail_second),
-            "flush": (folder, "_flush", fail),
-            "keep": (folder, "_link", fail),
+            "flush": (replacing, "_flush", fail),
+            "mark": (replacing, "_marked", fail),
+            "link": (replacing, "_linked", fail),
         }[when]
         monkeypatch.setattr(module, name, replacement)
     with pytest.raises(type(problem)):

@@ -145,6 +145,25 @@ def test_export_takes_views_alone(run, tmp_path):
     assert not (tmp_path / "x.html").exists()
 
 
+@pytest.mark.parametrize(
+    ("given", "error", "says"),
+    [
+        ("nowhere/x.html", ValueError, r"There is no folder .*nowhere to write to. Make it"),
+        ("nowhere/x.html", OSError, "nowhere"),
+        ("", ValueError, "path is ''"),
+        (".", ValueError, "is a folder; what is written is one file"),
+        ("/dev/null", ValueError, "/dev/null is a device"),
+        (None, TypeError, "path is None"),
+        (3, TypeError, "path is 3"),
+    ],
+)
+def test_where_nothing_can_be_exported_is_named(run, tmp_path, monkeypatch, given, error, says):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(error, match=says):
+        loupe.export(loupe.tokens(run), given)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_full_disk_leaves_the_old_file(run, tmp_path, monkeypatch):
     place = tmp_path / "x.html"
     place.write_text("the old one")

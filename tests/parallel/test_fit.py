@@ -4,10 +4,12 @@ import dataclasses
 import math
 
 import jax
+import numpy as np
 import pytest
 import treescope
 
 from llama_jax import LlamaConfig, fit
+from llama_jax.dtypes import DtypeError
 from llama_jax.parallel import MeshError
 from llama_jax.parallel import fit as fitting
 from tests import tiny
@@ -40,6 +42,27 @@ def test_training_holds_two_moments():
     report = fit("llama-3.2-1b", "h100:8", batch=8, context=4096, task="train")
     assert report.mesh["fsdp"] == 8
     assert report.breakdown["optimizer"] == 2 * report.breakdown["weights"] + 4
+
+
+def test_training_holds_gradients_or_what_was_kept_for_them():
+    deep = dataclasses.replace(LlamaConfig.preset("llama-3.1-8b"), num_hidden_layers=48)
+    report = fit(deep, "h100:1", batch=1, context=2048, task="train")
+    weights = report.breakdown["weights"]
+    assert report.breakdown["gradients"] == weights and report.breakdown["temporaries"] == 0
+    assert 3 * weights + 4 < report.memory < 4 * weights and not report.fits
+    report = fit("llama-3.2-1b", "h100:1", batch=64, context=2048, task="train")
+    kept = 64 * 2048 * (16 * 2048 * 2 + 128256 * 4)
+    assert report.breakdown["gradients"] + report.breakdown["temporaries"] == kept
+    assert not report.fits
+
+
+def test_devices_that_would_have_nothing_to_do_are_refused():
+    for devices, task in (("h100:9999999", "decode"), ("h100:999999999", "train")):
+        with pytest.raises(fitting.FitError, match=f"{devices}: 8 x 8,192 positions .*Give fewer"):
+            fit("llama-3.2-1b", devices, batch=8, task=task)
+    with pytest.raises(fitting.FitError, match="1 x 32 positions"):
+        fit(SMALL, "h100:64", context=32, mesh="sequence=64")
+    assert all(found.count <= 64 for found in fit(SMALL, None, context=8))
 
 
 def test_the_estimate_is_what_its_rates_allow():
@@ -76,8 +99,11 @@ def test_collectives_of_the_local_program_are_counted():
 
 
 def test_a_training_step_is_compiled_for_the_devices_at_hand():
-    report = fit(SMALL, "local", batch=len(jax.devices()), context=64, task="train", dtype="f32")
+    given = {"batch": len(jax.devices()), "context": 64, "task": "train", "dtype": "f32"}
+    report = fit(SMALL, "local", **given)
     assert report.breakdown["temporaries"] > 0 and report.collectives
+    shapes = fit(SMALL, f"h100:{report.count}", mesh=report.mesh, **given)
+    assert 0 < shapes.bytes_per_device <= report.bytes_per_device
 
 
 def test_the_smallest_slices_that_fit():
@@ -126,6 +152,20 @@ def test_what_will_be_slow_is_said(given, says):
         ({"devices": "h100"}, fitting.FitError, "say how many, as h100:8"),
         ({"task": "sleep"}, fitting.FitError, "'decode', 'prefill' or 'train'"),
         ({"batch": 0}, fitting.FitError, "batch is 0"),
+        ({"batch": True}, fitting.FitError, "batch is True; it must be a whole number"),
+        ({"batch": [8]}, fitting.FitError, r"batch is \[8\]"),
+        ({"batch": 2**31}, fitting.FitError, "from 1 to 2,147,483,647"),
+        ({"context": 2.0}, fitting.FitError, "context is 2.0"),
+        ({"devices": ["h100:8"]}, fitting.FitError, r"devices is \['h100:8'\]; it must be text"),
+        ({"devices": 8}, fitting.FitError, "devices is 8"),
+        ({"devices": "h100:" + 5000 * "9"}, fitting.FitError, "say how many"),
+        ({"task": ["train"]}, fitting.FitError, "it must be 'decode'"),
+        ({"dtype": [1]}, DtypeError, r"dtype is \[1\]"),
+        ({"mesh": 8}, MeshError, 'mesh is 8; it must be text such as "tensor=8"'),
+        ({"mesh": [8]}, MeshError, r"mesh is \[8\]"),
+        ({"mesh": {"tensor": True}}, MeshError, "tensor=True"),
+        ({"mesh": "tensor=" + 5000 * "9"}, MeshError, "write an axis and its size"),
+        ({"mesh": "tensor=99999999, data=99999999"}, MeshError, "more devices than there can be"),
         ({"context": 10**6}, fitting.FitError, r"context is 1,000,000; .* has 1,024 positions"),
         ({"mesh": "tensor=2"}, fitting.FitError, "The mesh has 2 devices, and h100:8 has 8"),
         ({"mesh": "fsdp=64, tensor=3"}, MeshError, "tensor=3 does not share out 4"),
@@ -135,6 +175,16 @@ def test_what_will_be_slow_is_said(given, says):
 def test_bad_input_is_refused_in_words(given, error, says):
     with pytest.raises(error, match=says):
         fit(SMALL, **{"devices": "h100:8", "context": 256, **given})
+
+
+@pytest.mark.parametrize("model", [None, ["llama-3.2-1b"], 8, {}])
+def test_what_is_no_model_is_refused_in_words(model):
+    with pytest.raises(fitting.FitError, match=r"model is .*it must be a preset's name or a Llama"):
+        fit(model, "h100:8")
+
+
+def test_numbers_of_other_libraries_are_numbers():
+    assert fit(SMALL, "h100:8", batch=np.int64(4), context=np.int32(64)).batch == 4
 
 
 def test_without_libtpu_the_extra_is_named(monkeypatch):

@@ -1,7 +1,9 @@
 """The training loop and the packing of its batches."""
 
 import itertools
+import os
 import pathlib
+import shutil
 from collections.abc import Iterator
 
 import jax
@@ -10,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 
+from llama_jax.base.replacing import claim
 from llama_jax.config import LlamaConfig
 from llama_jax.model import Model, initialize, parameters
 from llama_jax.tune import Batch, State, TrainingError, batched, next_token_loss, pack, train
@@ -134,6 +137,34 @@ def test_a_training_that_is_done_is_not_done_again(tmp_path):
     finished = parameters(run(tmp_path / "again", 2).model)
     for name, p in parameters(done).items():
         np.testing.assert_array_equal(p.get_value(), finished[name].get_value())
+
+
+def test_what_a_killed_training_left_is_cleared_by_the_next(tmp_path):
+    run(tmp_path, 2)
+    left = tmp_path / "9.orbax-checkpoint-tmp"
+    shutil.copytree(tmp_path / "2", left)
+    other = claim(tmp_path)  # as of a training that is still at work
+    run(tmp_path, 3)
+    assert left.exists()
+    os.close(other)
+    run(tmp_path, 4)
+    assert {folder.name for folder in tmp_path.iterdir()} == {"3", "4"}
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "says"),
+    [
+        (7, TypeError, "directory is 7"),
+        ("", ValueError, "directory is ''"),
+        ("file", TrainingError, "file cannot be made: File exists"),
+    ],
+)
+def test_where_a_training_cannot_be_kept_is_named(tmp_path, monkeypatch, given, error, says):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("mine")
+    states = train(model(), batches(), ADAM, 2, directory=given, progress=False)
+    with pytest.raises(error, match=says):
+        next(states)
 
 
 def test_a_training_of_something_else_is_not_gone_on_with(tmp_path):
