@@ -1,4 +1,4 @@
-"""`LlamaConfig` from and to the JSON of two formats: Hugging Face's `config.json`, Meta's `params.json`.
+"""`LlamaConfig` from and to Hugging Face's `config.json` and Meta's `params.json`.
 
 Every known field has a row in a table that says what it may hold. Of `config.json` a field is
 computed, or has the one value that is computed, or is ignored because transformers'
@@ -310,11 +310,15 @@ _ROPE: dict[str, Kind] = {
     "type": TEXT,
     "rope_theta": POSITIVE,
     "partial_rotary_factor": NUMBER,
+    "attention_factor": NUMBER,
     "factor": POSITIVE,
     "low_freq_factor": POSITIVE,
     "high_freq_factor": POSITIVE,
     "original_max_position_embeddings": SIZE,
 }
+
+
+_ROPE_UNITS = ("partial_rotary_factor", "attention_factor")  # 1 is no change; no other is computed
 
 
 def _read_rope(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None, list[str]]:
@@ -361,11 +365,9 @@ def _read_scaling(where: str, given: Mapping[str, Any]) -> tuple[RopeScaling | N
     values = {name: value for name, value in given.items() if value is not None}
     surplus = values.keys() - {*read, "rope_type", "type", "rope_theta"}
     for name in sorted(surplus):
-        # An object is the scaling of some layers; a factor on attention nobody means to lose.
-        unit = name == "partial_rotary_factor" and values[name] == 1
-        if name in ("attention_factor", "partial_rotary_factor") and not unit or isinstance(
-            values[name], dict
-        ):
+        # Of an object, which is the scaling of some layers, nothing may be lost.
+        other = values[name] != 1 if name in _ROPE_UNITS else isinstance(values[name], dict)
+        if other:
             raise ConfigError(
                 f"config.json has {where}.{name} = {shown(values[name])} (rope_type {kind!r}), a "
                 "setting that this model does not honour."
@@ -373,11 +375,13 @@ def _read_scaling(where: str, given: Mapping[str, Any]) -> tuple[RopeScaling | N
     missing = [name for name in read if name not in values]
     if missing:
         raise ConfigError(f"config.json: {where} of type {kind!r} lacks {', '.join(missing)}.")
-    unused = sorted(surplus - {"partial_rotary_factor"})
+    unused = sorted(surplus - set(_ROPE_UNITS))
     if kind == "default":
         return None, unused
-    numbers = {n: values[n] if _ROPE[n] is SIZE else float(values[n]) for n in read}
-    return RopeScaling(**numbers, rope_type=kind), unused
+    numbers: dict[str, Any] = {
+        name: values[name] if _ROPE[name] is SIZE else float(values[name]) for name in read
+    }
+    return RopeScaling(**numbers, rope_type=kind), unused  # type: ignore[arg-type]
 
 
 # Meta
@@ -427,7 +431,9 @@ def from_meta(
     scaling = RopeScaling(factor=factor) if scaled else None
     multiplier = params.get("ffn_dim_multiplier")
     if multiplier is not None and multiplier * dim > 2**31:
-        raise ConfigError(f"params.json: ffn_dim_multiplier is {shown(multiplier)}; that is too large.")
+        raise ConfigError(
+            f"params.json: ffn_dim_multiplier is {shown(multiplier)}; that is too large."
+        )
     return LlamaConfig(
         vocab_size=params["vocab_size"],
         hidden_size=dim,

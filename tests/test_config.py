@@ -178,7 +178,7 @@ def test_biases_and_linear_scaling_are_read_and_written():
     written = config.to_huggingface()
     assert written["rope_scaling"] == {"rope_type": "linear", "factor": 4.0}
     assert LlamaConfig.from_huggingface(written) == config
-    with pytest.raises(ConfigError, match="params.json cannot say attention_bias and mlp_bias"):
+    with pytest.raises(ConfigError, match=r"params.json cannot say attention_bias and mlp_bias"):
         config.to_meta()
 
 

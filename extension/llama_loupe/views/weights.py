@@ -235,7 +235,7 @@ def _in_order(slots: Mapping[str, Any]) -> dict[str, Any]:
     """Layer by layer, each in the order of the forward pass; what is in none, first."""
 
     def key(name: str) -> tuple[int, int, str]:
-        match = re.match(r"layers\.(\d+)\.(.*)\.weight$", name)
+        match = re.match(r"layers\.(\d+)\.(.*)\.(weight|bias)$", name)
         if not match:
             return -1, OUTSIDE.index(name) if name in OUTSIDE else len(OUTSIDE), name
         known = match[2] in KINDS
