@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
+import pathlib
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -139,17 +141,20 @@ class Llama:
         if meta.is_meta(folder):
             ranks = meta.inspect(folder)
             config = config or meta.read_config(folder, ranks)
+            stops = stops or meta.stop_tokens(folder, config, tokenizer)
+            sources = meta.checked(folder, config, ranks)
             model = Model(config, jnp.float32, _mesh(mesh, config, wanted or jnp.bfloat16))
-            stops = stops or meta.stop_tokens(folder, model.config, tokenizer)
-            meta.load(folder, model, ranks, wanted)
+            meta.load(folder, model, ranks, wanted, sources=sources)
         else:
             said = huggingface.read_config(folder)
             config = config or LlamaConfig.from_huggingface(said)
             wide = (said.get("dtype") or said.get("torch_dtype")) in ("float32", "float64")
             stored = wanted or (jnp.float32 if wide else jnp.bfloat16)
+            files = orbax if orbax.is_orbax(folder) else huggingface
+            tensors = files.checked(folder, config)  # before a model of any size is made
             model = Model(config, jnp.float32, _mesh(mesh, config, stored))
-            load = orbax.load if orbax.is_orbax(folder) else huggingface.load
-            load(folder, model, wanted)
+            files.load(folder, model, wanted, tensors=tensors)
+        _check_stops(folder, stops, config)
         named = folder == CRIA or hub.is_hub_id(path)
         name = os.fspath(path) if named else folder.resolve().name
         return cls(model, tokenizer, stops, name)
@@ -570,6 +575,16 @@ class Llama:
             f"Llama({c.parameter_count:,} parameters in {self.model.dtype}: "
             f"{c.num_hidden_layers} layers, D {c.hidden_size}, {c.num_attention_heads} heads / "
             f"{c.num_key_value_heads} KV heads, vocabulary {c.vocab_size:,}{on})"
+        )
+
+
+def _check_stops(folder: pathlib.Path, stops: tuple[int, ...], config: LlamaConfig) -> None:
+    beyond = [token for token in stops if token >= config.vocab_size]
+    if beyond:
+        warnings.warn(
+            f"{folder}: eos_token_id has {', '.join(map(str, beyond))}, and the vocabulary is 0 to "
+            f"{config.vocab_size - 1}: no text ends there.",
+            stacklevel=3,
         )
 
 

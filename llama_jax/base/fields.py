@@ -1,4 +1,4 @@
-"""Fields of JSON files: reading one strictly, and a table of what kind of value each field takes."""
+"""JSON files: reading one strictly, and what kind of value each of its fields takes."""
 
 from __future__ import annotations
 

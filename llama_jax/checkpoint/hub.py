@@ -16,6 +16,7 @@ __all__ = ["download", "is_hub_id"]
 # Weights and what goes with them; no other framework's files, and none in folders below.
 _NEEDED = (
     "config.json",
+    "adapter_config.json",  # tells a LoRA from a model
     "generation_config.json",
     "model*.safetensors",
     "model.safetensors.index.json",
