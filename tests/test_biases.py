@@ -43,8 +43,13 @@ def test_every_projection_in_a_layer_has_a_bias_of_its_outputs(llama):
     slots = parameters(llama.model)
     found = {n: s.get_value().shape for n, s in slots.items() if n.endswith(".bias")}
     inside = {
-        **{"self_attn.q_proj": 64, "self_attn.k_proj": 32, "self_attn.v_proj": 32},
-        **{"self_attn.o_proj": 32, "mlp.gate_proj": 48, "mlp.up_proj": 48, "mlp.down_proj": 32},
+        "self_attn.q_proj": 64,
+        "self_attn.k_proj": 32,
+        "self_attn.v_proj": 32,
+        "self_attn.o_proj": 32,
+        "mlp.gate_proj": 48,
+        "mlp.up_proj": 48,
+        "mlp.down_proj": 32,
     }
     assert found == {f"layers.{i}.{n}.bias": (size,) for n, size in inside.items() for i in (0, 1)}
     assert sum(slot.get_value().size for slot in slots.values()) == CONFIG.parameter_count
