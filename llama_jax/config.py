@@ -51,7 +51,10 @@ class RopeScaling:
 
 @dataclasses.dataclass(frozen=True)
 class LlamaConfig:
-    """The architecture of a Llama 3, with Hugging Face's field names.
+    """The architecture of a Llama, with Hugging Face's field names.
+
+    A Llama 3 has no biases. With `attention_bias` the four projections of attention have one each,
+    with `mlp_bias` the three of the MLP, as some other Llamas have.
 
     Hashable, so that it can be a static argument of a compiled function. Raises `ConfigError`
     where the sizes contradict each other.
@@ -94,6 +97,8 @@ class LlamaConfig:
     @classmethod
     def preset(cls, name: str) -> LlamaConfig:
         """One of Meta's sizes by name, e.g. `"llama-3.1-8b"`; an unknown name lists them all."""
+        if not isinstance(name, str):
+            raise TypeError(f"name is a {type(name).__name__}; a preset is named in text.")
         try:
             return PRESETS[name.lower()]
         except KeyError:

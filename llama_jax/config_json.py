@@ -100,41 +100,56 @@ _FIXED_KINDS: dict[str, Kind] = {
 # How text is written; both config.json and generation_config.json may say it. Only the end tokens
 # are read.
 _GENERATION: dict[str, Kind] = {
-    "bad_words_ids": LIST,
-    "begin_suppress_tokens": LIST,
-    "bos_token_id": TOKENS,
-    "decoder_start_token_id": TOKENS,
-    "diversity_penalty": NUMBER,
-    "do_sample": FLAG,
-    "encoder_no_repeat_ngram_size": INTEGER,
-    "eos_token_id": TOKENS,
-    "exponential_decay_length_penalty": LIST,
-    "forced_bos_token_id": TOKENS,
-    "forced_eos_token_id": TOKENS,
-    "length_penalty": NUMBER,
-    "max_length": INTEGER,
-    "max_new_tokens": INTEGER,
-    "min_length": INTEGER,
-    "min_new_tokens": INTEGER,
-    "min_p": NUMBER,
-    "no_repeat_ngram_size": INTEGER,
-    "num_beam_groups": INTEGER,
-    "num_beams": INTEGER,
-    "num_return_sequences": INTEGER,
-    "output_attentions": FLAG,
-    "output_hidden_states": FLAG,
-    "output_scores": FLAG,
+    **dict.fromkeys(
+        (
+            *("bos_token_id", "decoder_start_token_id", "eos_token_id"),
+            *("forced_bos_token_id", "forced_eos_token_id"),
+        ),
+        TOKENS,
+    ),
     "pad_token_id": Kind("an integer, or a list of them", lambda value: _integers(value)),
-    "remove_invalid_values": FLAG,
-    "repetition_penalty": NUMBER,
-    "return_dict_in_generate": FLAG,
-    "suppress_tokens": LIST,
-    "temperature": NUMBER,
-    "top_k": INTEGER,
-    "top_p": NUMBER,
-    "transformers_version": TEXT,
-    "typical_p": NUMBER,
-    "use_cache": FLAG,
+    **dict.fromkeys(
+        (
+            *("_from_model_config", "disable_compile", "do_sample", "is_assistant", "low_memory"),
+            *("output_attentions", "output_hidden_states", "output_logits", "output_scores"),
+            *("remove_invalid_values", "renormalize_logits", "return_dict_in_generate"),
+            *("token_healing", "use_cache"),
+        ),
+        FLAG,
+    ),
+    **dict.fromkeys(
+        (
+            *("assistant_early_exit", "assistant_lookbehind", "encoder_no_repeat_ngram_size"),
+            *("max_length", "max_matching_ngram_size", "max_new_tokens", "min_length"),
+            *("min_new_tokens", "no_repeat_ngram_size", "num_assistant_tokens", "num_beam_groups"),
+            *("num_beams", "num_return_sequences", "prefill_chunk_size"),
+            *("prompt_lookup_num_tokens", "target_lookbehind", "top_k"),
+        ),
+        INTEGER,
+    ),
+    **dict.fromkeys(
+        (
+            *("assistant_confidence_threshold", "diversity_penalty", "encoder_repetition_penalty"),
+            *("epsilon_cutoff", "eta_cutoff", "guidance_scale", "length_penalty", "max_time"),
+            *("min_p", "penalty_alpha", "repetition_penalty", "temperature", "top_h", "top_p"),
+            "typical_p",
+        ),
+        NUMBER,
+    ),
+    **dict.fromkeys(
+        (
+            *("bad_words_ids", "begin_suppress_tokens", "constraints"),
+            *("exponential_decay_length_penalty", "force_words_ids", "suppress_tokens"),
+        ),
+        LIST,
+    ),
+    **dict.fromkeys(
+        ("cache_implementation", "num_assistant_tokens_schedule", "transformers_version"), TEXT
+    ),
+    **dict.fromkeys(("cache_config", "compile_config", "watermarking_config"), OBJECT),
+    "early_stopping": Kind(
+        "true, false or 'never'", lambda value: value == "never" or FLAG.accepts(value)
+    ),
 }
 # Ignored without a word: how a model was saved, made or trained, in very many files.
 _BOOKKEEPING: dict[str, Kind] = {

@@ -298,6 +298,11 @@ def test_an_unknown_preset_lists_the_known_ones():
         LlamaConfig.preset("llama-3.1-8B-instruct")
 
 
+def test_a_preset_is_named_in_text():
+    with pytest.raises(TypeError, match="name is a int; a preset is named in text"):
+        LlamaConfig.preset(8)
+
+
 def test_scaling_factors_are_checked():
     with pytest.raises(ConfigError, match="high_freq_factor"):
         RopeScaling(factor=8.0, low_freq_factor=4.0, high_freq_factor=1.0)

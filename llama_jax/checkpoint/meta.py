@@ -101,7 +101,7 @@ def read_config(directory: Path, ranks: Sequence[Rank]) -> LlamaConfig:
     ]
     tied = len(parts) == 1 or all(equal(*pair) for pair in zip(*parts, strict=True))
     if params.get("vocab_size") in (None, -1) and parts:
-        params["vocab_size"] = sum(part.shape[0] for part in parts[0])
+        params["vocab_size"] = sum(size for part in parts[0] for size in part.shape[:1])
     config = LlamaConfig.from_meta(params, tie_word_embeddings=tied)
     copies = _copies(ranks)
     if copies > 1:
@@ -149,6 +149,10 @@ def checked(directory: Path, config: LlamaConfig, ranks: Sequence[Rank]) -> dict
         if name.endswith(("k_proj.weight", "v_proj.weight")):
             parts = parts[::copies]
         source = _Parts(tuple(parts), _axis(theirs), heads.get(theirs.split(".")[-2]))
+        if not source.go_together:
+            each = ", ".join(dict.fromkeys(f"{part.dtype} {list(part.shape)}" for part in parts))
+            problems.append(f"{theirs}: ranks have {each}, config says {list(shape)}")
+            continue
         if source.shape != shape:
             problems.append(f"{theirs}: files have {list(source.shape)}, config says {list(shape)}")
         elif source.dtype not in DTYPES:
@@ -266,6 +270,14 @@ class _Parts:
     turned: int | None
 
     @property
+    def go_together(self) -> bool:
+        """Whether they differ in size along the axis alone."""
+        axis = len(self.parts[0].shape) if self.axis is None else self.axis
+        kinds = {(x.dtype, x.shape[:axis], x.shape[axis + 1 :]) for x in self.parts}
+        axes = 1 if self.axis is None else 2
+        return len(kinds) == 1 and all(len(part.shape) == axes for part in self.parts)
+
+    @property
     def shape(self) -> tuple[int, ...]:
         first = self.parts[0].shape
         if self.axis is None:
@@ -332,7 +344,7 @@ def _neighbours(rows: np.ndarray, heads: int) -> np.ndarray:
 
 
 def _key_rows(ranks: Sequence[Rank]) -> int:
-    return sum(rank[_KEYS].shape[0] for rank in ranks if _KEYS in rank)
+    return sum(size for rank in ranks if _KEYS in rank for size in rank[_KEYS].shape[:1])
 
 
 def _copies(ranks: Sequence[Rank]) -> int:

@@ -287,6 +287,25 @@ def test_a_damaged_pickle_is_named(weights, tmp_path, data):
     refused(folder, "is not a whole torch file|would run code|no tensors by name")
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        torch.ones(48, 64, dtype=torch.int8),
+        torch.ones(48, 64, dtype=torch.bfloat16),
+        torch.ones(48, 1),  # NumPy would repeat its one column
+        torch.tensor(3.0),
+    ],
+    ids=["int8", "bfloat16", "a column", "a number"],
+)
+@pytest.mark.parametrize("name", ["tok_embeddings.weight", "norm.weight"])
+def test_ranks_whose_parts_do_not_go_together_are_refused(weights, tmp_path, other, name):
+    folder = write(tmp_path / "meta", weights, ranks=2)
+    file = folder / "consolidated.01.pth"
+    held = torch.load(file, weights_only=True)
+    torch.save({**held, name: other}, file)
+    refused(folder, rf"{name}: (ranks have F32 \[\d+(, 64)?\], |files have)")
+
+
 def test_more_layers_than_the_files_have_tensors_is_refused_before_a_model_is_made(
     weights, tmp_path, monkeypatch
 ):
