@@ -66,36 +66,22 @@ _REQUIRED = (
     "num_attention_heads",
 )
 
-# What matters to transformers' Llama, with the values that are computed here; any other is refused.
-_FIXED: dict[str, tuple[Any, ...]] = {
-    "model_type": ("llama",),
-    "architectures": (["LlamaForCausalLM"],),
-    "hidden_act": ("silu", "swish"),
-    "attention_dropout": (0,),
-    "partial_rotary_factor": (1,),
-    "is_encoder_decoder": (False,),
-    "is_causal": (True,),
-    # A cache of a part of the positions, or of some layers, in transformers' Llama too.
-    "sliding_window": (None,),
-    "attention_chunk_size": (None,),
-    "kv_sharing_modes": (None,),
-    "per_layer_config": (None,),
-    # A model inside another one.
-    "text_config": (None,),
-    "text_encoder": (None,),
-    "decoder": (None,),
-    "generator": (None,),
-    "transformers_weights": (None,),
+# What matters to transformers' Llama, and the values that are computed here.
+_FIXED: dict[str, tuple[Kind, tuple[Any, ...]]] = {
+    "model_type": (TEXT, ("llama",)),
+    "architectures": (TEXTS, (["LlamaForCausalLM"],)),
+    "hidden_act": (TEXT, ("silu", "swish")),
+    "attention_dropout": (NUMBER, (0,)),
+    "partial_rotary_factor": (NUMBER, (1,)),
+    "is_encoder_decoder": (FLAG, (False,)),
+    "is_causal": (FLAG, (True,)),
 }
-_FIXED_KINDS: dict[str, Kind] = {
-    "model_type": TEXT,
-    "architectures": TEXTS,
-    "hidden_act": TEXT,
-    "attention_dropout": NUMBER,
-    "partial_rotary_factor": NUMBER,
-    "is_encoder_decoder": FLAG,
-    "is_causal": FLAG,
-}
+# What matters to it too, and has no value that is computed here: a cache of some positions or
+# layers, weights under other names, a model inside another one.
+_REFUSED = (
+    *("sliding_window", "attention_chunk_size", "kv_sharing_modes", "per_layer_config"),
+    *("transformers_weights", "text_config", "text_encoder", "decoder", "generator"),
+)
 
 # How text is written; both config.json and generation_config.json may say it. Only the end tokens
 # are read.
@@ -185,10 +171,9 @@ _DEFAULTS: dict[str, tuple[Kind, Any]] = {
 }
 _HUGGINGFACE: dict[str, Kind] = {
     **_COMPUTED,
-    **_FIXED_KINDS,
     **_GENERATION,
     **_BOOKKEEPING,
-    **{name: kind for name, (kind, _) in _DEFAULTS.items()},
+    **{name: kind for name, (kind, _) in (*_FIXED.items(), *_DEFAULTS.items())},
 }
 
 
@@ -197,31 +182,17 @@ def from_huggingface(config: Mapping[str, Any]) -> LlamaConfig:
     config = _settings(config)
     _raise(wrong_fields(config, _HUGGINGFACE, "config.json: "))
     _check_quantization(config)
-    for name, allowed in _FIXED.items():
-        value = config.get(name)
-        if value is not None and value not in allowed:
-            only = "without it" if allowed == (None,) else f"with {allowed[0]!r}"
-            raise ConfigError(
-                f"config.json has {name} = {shown(value)}; a Llama is computed here {only} only."
-            )
+    _check_fixed(config)
     missing = [name for name in _REQUIRED if config.get(name) is None]
     if missing:
         raise ConfigError(f"config.json lacks {', '.join(missing)}.")
-    heads, layers = config["num_attention_heads"], config["num_hidden_layers"]
+    heads = config["num_attention_heads"]
     if config.get("head_dim") is None and config["hidden_size"] % heads:
         raise ConfigError(
             f"hidden_size ({config['hidden_size']}) is not a multiple of num_attention_heads "
             f"({heads}), and config.json gives no head_dim."
         )
     theta, scaling, unused = _read_rope(config)
-    types = config.get("layer_types") or ()
-    other = sorted(set(types) - {"full_attention", "attention"})
-    if other or len(types) not in (0, layers):
-        raise ConfigError(
-            f"config.json has layer_types with {len(types)} entries"
-            + (f", of which some are {shown(other[0])}" if other else "")
-            + f"; this model's {layers} layers all have 'full_attention'."
-        )
     made = LlamaConfig(
         **{name: config[name] for name in _REQUIRED},
         num_key_value_heads=_given(config, "num_key_value_heads", heads),
@@ -234,21 +205,48 @@ def from_huggingface(config: Mapping[str, Any]) -> LlamaConfig:
         attention_bias=_given(config, "attention_bias", False),
         mlp_bias=_given(config, "mlp_bias", False),
     )
-    known = {*_COMPUTED, *_FIXED, *_GENERATION, *_BOOKKEEPING, "quantization_config"}
-    ignored = [
-        name
-        for name, value in config.items()
-        if value is not None
-        and name not in known
-        and not (name in _DEFAULTS and value == _DEFAULTS[name][1])
-    ]
-    if ignored or unused:
+    ignored = [shown(name)[1:-1] for name, value in config.items() if _is_surplus(name, value)]
+    ignored += unused
+    if ignored:
+        more = f" and {len(ignored) - 20} more" if len(ignored) > 20 else ""
         warnings.warn(
-            f"config.json: {', '.join(map(str, (*ignored, *unused)))}: ignored, as transformers' "
-            "Llama ignores it.",
+            f"config.json: {', '.join(ignored[:20])}{more}: ignored, as transformers' Llama does.",
             stacklevel=3,
         )
     return made
+
+
+def _check_fixed(config: Mapping[str, Any]) -> None:
+    given = {name: value for name, value in config.items() if value is not None}
+    for name, (_, computed) in _FIXED.items():
+        if name in given and given[name] not in computed:
+            raise ConfigError(
+                f"config.json has {name} = {shown(given[name])}; what is computed is "
+                f"{computed[0]!r}."
+            )
+    for name in _REFUSED:
+        if name in given:
+            raise ConfigError(
+                f"config.json has {name} = {shown(given[name])}, which changes what is computed "
+                "and is not done here."
+            )
+    types, layers = given.get("layer_types", []), given.get("num_hidden_layers")
+    other = sorted(set(types) - {"full_attention", "attention"})
+    if other or (types and len(types) != layers):
+        raise ConfigError(
+            f"config.json has layer_types with {len(types)} entries"
+            + (f", of which some are {shown(other[0])}" if other else "")
+            + f"; what is computed is 'full_attention' in each of {layers} layers."
+        )
+
+
+def _is_surplus(name: Any, value: Any) -> bool:
+    """Whether it is a setting that is not read, and more than what every file has."""
+    if name in _DEFAULTS:
+        value = None if value == _DEFAULTS[name][1] else value
+    elif name in _HUGGINGFACE:
+        return False
+    return value is not None
 
 
 def to_huggingface(config: LlamaConfig) -> dict[str, Any]:

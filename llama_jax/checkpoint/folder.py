@@ -16,11 +16,11 @@ from llama_jax.base.fields import parse_json, shown
 from llama_jax.checkpoint.tensors import CheckpointError, listed
 
 __all__ = [
+    "check_kind",
     "check_replaceable",
     "contents",
     "existing",
     "in_words",
-    "named",
     "read_json",
     "replacing",
     "write_json",
@@ -118,6 +118,7 @@ def existing(directory: str | os.PathLike[str]) -> pathlib.Path:
     return directory
 
 
+_WEIGHTS = ("model*.safetensors", "weights.orbax", "consolidated*.pth")
 # What people have that is not a checkpoint of ours, by a file's name, with what to do; the first
 # that fits counts.
 _OTHERS = {
@@ -135,21 +136,19 @@ _OTHERS = {
 }
 
 
-def named(directory: pathlib.Path) -> str:
-    """What a folder without our weights is instead, with what to do; else what it holds."""
-    names = sorted(entry.name for entry in directory.iterdir())
-    what = _what(names)
+def check_kind(directory: pathlib.Path) -> None:
+    """Raises `CheckpointError` for a folder that holds something else instead of our weights."""
+    names = [entry.name for entry in directory.iterdir()]
+    what = None if any(fnmatch.filter(names, form) for form in _WEIGHTS) else _what(names)
     if what and "adapter_config.json" in names:
         base = read_json(directory / "adapter_config.json").get("base_model_name_or_path")
-        what += f" (its base model is {shown(base)})"
-    return f"is {what}" if what else f"has {in_words(names) or 'nothing'}"
+        what += f". Its base model is {shown(base)}"
+    if what:
+        raise CheckpointError(f"{directory} is {what}.")
 
 
 def _what(names: Sequence[str]) -> str | None:
-    return next(
-        (what for form, what in _OTHERS.items() if fnmatch.filter(names, form)),
-        None,
-    )
+    return next((what for form, what in _OTHERS.items() if fnmatch.filter(names, form)), None)
 
 
 def check_replaceable(directory: pathlib.Path) -> None:

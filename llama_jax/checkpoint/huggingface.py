@@ -20,10 +20,11 @@ from safetensors.numpy import save_file
 from llama_jax.base.fields import shown
 from llama_jax.checkpoint.filling import expected, fill
 from llama_jax.checkpoint.folder import (
+    check_kind,
     check_replaceable,
+    contents,
     existing,
     in_words,
-    named,
     read_json,
     replacing,
     write_json,
@@ -59,15 +60,16 @@ _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """The content of `config.json`. Raises `FileNotFoundError`, `CheckpointError`.
+    """The content of `config.json`. Warns of a LoRA adapter beside it.
 
-    Warns of a LoRA adapter beside it.
+    Raises `FileNotFoundError`, and `CheckpointError` also for a folder of another kind.
     """
     directory = existing(directory)
+    check_kind(directory)
     if not (directory / "config.json").is_file():
         raise CheckpointError(
             f"{directory} has no config.json. A checkpoint is a folder with config.json and "
-            f"{_WEIGHTS} (or shards and {_INDEX}); this one {named(directory)}."
+            f"{_WEIGHTS} (or shards and {_INDEX}); this one has {contents(directory)}."
         )
     if (directory / "adapter_config.json").is_file():
         warnings.warn(
@@ -189,7 +191,7 @@ def _files(directory: pathlib.Path) -> dict[str, set[str]]:
         return {_WEIGHTS: set()}
     if not (directory / _INDEX).is_file():
         raise CheckpointError(
-            f"{directory} has neither {_WEIGHTS} nor {_INDEX}; it {named(directory)}."
+            f"{directory} has neither {_WEIGHTS} nor {_INDEX}; it has {contents(directory)}."
         )
     weight_map = read_json(directory / _INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
