@@ -80,7 +80,7 @@ _FIXED: dict[str, tuple[Kind, tuple[Any, ...]]] = {
 # layers, weights under other names, a model inside another one.
 _REFUSED = (
     *("sliding_window", "attention_chunk_size", "kv_sharing_modes", "per_layer_config"),
-    *("transformers_weights", "text_config", "text_encoder", "decoder", "generator"),
+    *("transformers_weights", "text_config", "decoder", "generator"),
 )
 
 # How text is written; both config.json and generation_config.json may say it. Only the end tokens

@@ -125,9 +125,12 @@ class Llama:
         (`llama_jax.parallel`). None is one device where the model fits on it, else all local ones
         on `tensor`. Each part of a weight is read straight to where it belongs.
 
-        Everything is checked before any weight is read; raises `CheckpointError` (what is wrong
-        with the files), `ConfigError` (what this model does not do), `MeshError`,
-        `FileNotFoundError`, `MemoryError`. Weights that are not finite are named in a warning.
+        Everything is checked before any weight is read and any model is made; raises
+        `CheckpointError` (what is wrong with the files, or what they are instead), `ConfigError`
+        (a field of the wrong type, or what this model does not do), `MeshError`,
+        `FileNotFoundError`, `MemoryError`. A warning names keys of `config.json` that are ignored
+        as transformers ignores them, end tokens that the vocabulary has not, and weights that are
+        not finite.
         """
         if os.fspath(path) == "cria":
             folder = CRIA

@@ -257,6 +257,8 @@ _MAKERS = {
     "checkpoint that they were made from.",
     ".weight_scale": "These are quantized weights with their scales, which are not read. Open the "
     "checkpoint that they were made from.",
+    ".scales": "These are quantized weights with their scales (MLX), which are not read. Open the "
+    "checkpoint that they were made from.",
     ".self_attn.q_proj.bias": "Should config.json say attention_bias = true?",
     ".mlp.up_proj.bias": "Should config.json say mlp_bias = true?",
 }

@@ -72,8 +72,10 @@ class Linear(nnx.Module):
 
     def shifted(self, product: Float[Array, "*B O"]) -> Float[Array, "*B O"]:
         """With the bias, where there is one."""
-        bias = getattr(self, "bias", None)
-        return product if bias is None else product + bias[...].astype(product.dtype)
+        if not hasattr(self, "bias"):
+            return product
+        bias = self.bias[...].astype(product.dtype)
+        return product + jnp.broadcast_to(bias, product.shape)
 
 
 class RMSNorm(nnx.Module):

@@ -371,6 +371,7 @@ def test_an_adapter_beside_a_whole_model_is_said_to_be_left_out(saved):
     [
         ("self_attn.q_proj.qweight", "quantized by GPTQ or AWQ"),
         ("mlp.up_proj.weight.quant_state.bitsandbytes__nf4", "quantized by bitsandbytes"),
+        ("mlp.up_proj.scales", "with their scales (MLX)"),
         ("mlp.up_proj.SCB", "quantized by bitsandbytes to 8 bits"),
         ("self_attn.q_proj.lora_A.weight", "These are a LoRA's"),
         ("self_attn.q_proj.bias", "attention_bias = true"),

@@ -12,7 +12,7 @@ import transformers
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from llama_jax import Llama, LlamaConfig, config_json
-from llama_jax.config import RopeScaling
+from llama_jax.config import ConfigError, RopeScaling
 from llama_jax.model.rope import inverse_frequencies, rotary_tables
 from tests.tiny import GQA
 
@@ -127,6 +127,15 @@ IGNORED = {
     "max_window_layers": 1,
     "use_sliding_window": False,
     "some_new_setting": 1,
+    "text_encoder": {},
+    "add_cross_attention": True,
+    "chunk_size_feed_forward": 2,
+    "is_decoder": True,
+    "pruned_heads": {"0": [1]},
+    "qk_norm": True,
+    "num_experts": 2,
+    "logit_scale": 3.0,
+    "final_logit_softcapping": 3.0,
     "original_max_position_embeddings": 64,
     "rope_scaling": {"rope_type": "linear", "factor": 2.0, "beta_fast": 32},
 }
@@ -149,9 +158,46 @@ def test_keys_that_are_ignored_here_change_nothing_in_transformers(tmp_path):
     assert Llama.from_pretrained(tmp_path).config == config
 
 
+REFUSED = {
+    "sliding_window": 4,
+    "attention_chunk_size": 4,
+    "layer_types": ["full_attention", "sliding_attention"],
+    "kv_sharing_modes": ["reuse", "none"],
+    "per_layer_config": {"0": {"num_attention_heads": 2}},
+    "transformers_weights": "other.safetensors",
+    "text_config": {},
+    "decoder": {},
+    "generator": {},
+    "is_causal": False,
+    "is_encoder_decoder": True,
+    "partial_rotary_factor": 0.5,
+    "original_max_position_embeddings": 32,
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_keys_that_are_refused_here_change_something_in_transformers(name, tmp_path):
+    theirs = reference(variant("GQA", "untied", "factor8", ""))
+    theirs.save_pretrained(tmp_path)
+    prompt = torch.tensor(TOKENS[:, :37])
+    how = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    before = theirs.generate(prompt, attention_mask=torch.ones_like(prompt), **how)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), name: REFUSED[name]}))
+    try:
+        other = transformers.LlamaForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+        after = other.generate(prompt, attention_mask=torch.ones_like(prompt), **how)
+        assert not torch.equal(after, before)
+    except (ValueError, AttributeError, NotImplementedError, RuntimeError, OSError):
+        pass  # it does not take such a Llama either
+    with pytest.raises(ConfigError, match=name):
+        Llama.from_pretrained(tmp_path)
+
+
 def test_every_field_that_transformers_declares_for_a_llama_is_known_here():
     declared = {field.name for field in dataclasses.fields(transformers.LlamaConfig)}
     assert declared <= {*config_json._HUGGINGFACE}
+    assert {*config_json._REFUSED} <= REFUSED.keys()
 
 
 def test_every_other_point_is_what_passes_through_transformers_modules(tmp_path):
