@@ -139,6 +139,7 @@ class Llama:
         else:
             folder = existing(path)
         wanted = None if dtype is None else as_dtype(dtype)
+        config = None if config is None else _config(config)
         tokenizer = huggingface.read_tokenizer(folder)  # before the weights: errors come early
         stops = huggingface.read_stop_tokens(folder)
         if meta.is_meta(folder):
@@ -180,7 +181,7 @@ class Llama:
         16
         """
         name = config if isinstance(config, str) else None
-        config = LlamaConfig.preset(config) if isinstance(config, str) else config
+        config = _config(config)
         model = Model(config, as_dtype(dtype), _mesh(mesh, config, as_dtype(dtype)))
         size = config.parameter_count * model.dtype.itemsize
         check_fits(size, name or "A model of this config", parts("F W", model.mesh))
@@ -199,7 +200,7 @@ class Llama:
         ShapeDtypeStruct(shape=(16384,), dtype=bfloat16)
         """
         name = config if isinstance(config, str) else None
-        config = LlamaConfig.preset(config) if isinstance(config, str) else config
+        config = _config(config)
         return cls(Model(config, as_dtype(dtype), make_mesh(mesh, config)), name=name)
 
     def save(
@@ -589,6 +590,18 @@ def _check_stops(folder: pathlib.Path, stops: tuple[int, ...], config: LlamaConf
             f"{config.vocab_size - 1}: no text ends there.",
             stacklevel=3,
         )
+
+
+def _config(given: Any) -> LlamaConfig:
+    """The config that is meant: a preset's by its name, or itself."""
+    if isinstance(given, str):
+        return LlamaConfig.preset(given)
+    if not isinstance(given, LlamaConfig):
+        raise TypeError(
+            f"config is a {type(given).__name__}; it must be a preset's name or a LlamaConfig. "
+            "LlamaConfig.from_huggingface and from_meta read settings."
+        )
+    return given
 
 
 def _mesh(given: MeshLike, config: LlamaConfig, dtype: Any) -> Mesh | None:

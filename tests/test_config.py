@@ -3,6 +3,7 @@ import warnings
 
 import pytest
 
+from llama_jax import Llama
 from llama_jax.config import PRESETS, ConfigError, LlamaConfig, RopeScaling
 
 HUB_3_2_1B = {
@@ -301,6 +302,12 @@ def test_an_unknown_preset_lists_the_known_ones():
 def test_a_preset_is_named_in_text():
     with pytest.raises(TypeError, match="name is a int; a preset is named in text"):
         LlamaConfig.preset(8)
+
+
+@pytest.mark.parametrize("make", [Llama.random, Llama.abstract])
+def test_a_llama_is_made_of_a_config(make):
+    with pytest.raises(TypeError, match="config is a dict; it must be a preset's name or a Llama"):
+        make(HUB_3_2_1B)
 
 
 def test_scaling_factors_are_checked():

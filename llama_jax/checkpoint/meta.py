@@ -477,7 +477,7 @@ def _pieces(file: pathlib.Path, size: str) -> set[tuple[int, int]]:
                     )
             return {(_data_offset(stream, entry.header_offset), entry.file_size) for entry in data}
     except (zipfile.BadZipFile, OSError, ValueError, struct.error, NotImplementedError) as error:
-        if isinstance(error, CheckpointError):
+        if isinstance(error, CheckpointError | PermissionError):
             raise
         raise CheckpointError(
             f"{size} is not a whole torch file, which is a zip archive: nothing of it was opened. "
