@@ -156,7 +156,7 @@ def _split(points: Points, llama: Llama) -> tuple[tuple[str, ...], tuple[str, ..
     for item in items:
         found = resolve_weights(item, known)
         weights.extend(found)
-        if not found and "weight" in str(item):
+        if not found and any(kind in str(item) for kind in ("weight", "bias")):
             near = difflib.get_close_matches(str(item), known, n=3)
             raise PointError(
                 f"No weight is called {item!r}."

@@ -1,9 +1,10 @@
 """What must hold between the tensors of one forward pass, measured on the tensors themselves.
 
-A Llama has no biases and its norms subtract no mean, so its sums have no remainder: the residual
-stream is the embedding plus what the layers wrote, an attention output is the sum of its heads', an
-MLP's the sum of its neurons'. Each identity is skipped, with the reason, where a tensor that it
-reads was not captured whole, or where the tensor that it predicts was edited.
+A Llama's norms subtract no mean, so its sums have no remainder: the residual stream is the
+embedding plus what the layers wrote, an attention output is the sum of its heads', an MLP's the sum
+of its neurons', each with the projection's bias where a model has one. Each identity is skipped,
+with the reason, where a tensor that it reads was not captured whole, or where the tensor that it
+predicts was edited.
 
 An error is the largest absolute difference over all real positions and all layers; its tolerance is
 1e-10 (f64), 1e-5 (f32), 2e-3 (f16) or 1e-2 (bf16) of the largest entry, or of 1 where that is
@@ -245,22 +246,26 @@ def _heads(seen: _Seen, layer: int) -> _Measured:
     seen.unedited(layer, "self_attn.out")
     out = seen("self_attn.out", layer)
     heads = jnp.sum(seen("self_attn.head_out", layer), axis=2)
+    if seen.config.attention_bias:
+        heads = seen.weights().layers[layer].self_attn.o_proj.shifted(heads)
     return _difference(seen, out, heads, roundings=seen.config.num_attention_heads)
 
 
 def _heads_from_z(seen: _Seen, layer: int) -> _Measured:
     seen.unedited(layer, "self_attn.out", "self_attn.head_out")
     out, z = seen("self_attn.out", layer), seen("self_attn.z", layer)
-    weight = seen.weights().layers[layer].self_attn.o_proj.weight.get_value()
+    o_proj = seen.weights().layers[layer].self_attn.o_proj
+    weight = o_proj.weight.get_value()
     by_head = weight.reshape(weight.shape[0], *z.shape[2:]).astype(z.dtype)
-    return _difference(seen, out, product("BTNH,DNH->BTD", z, by_head))
+    return _difference(seen, out, o_proj.shifted(product("BTNH,DNH->BTD", z, by_head)))
 
 
 def _neurons(seen: _Seen, layer: int) -> _Measured:
     seen.unedited(layer, "mlp.out")
     out, act = seen("mlp.out", layer), seen("mlp.act", layer)
-    weight = seen.weights().layers[layer].mlp.down_proj.weight.get_value().astype(act.dtype)
-    return _difference(seen, out, product("BTF,DF->BTD", act, weight))
+    down_proj = seen.weights().layers[layer].mlp.down_proj
+    weight = down_proj.weight.get_value().astype(act.dtype)
+    return _difference(seen, out, down_proj.shifted(product("BTF,DF->BTD", act, weight)))
 
 
 def _gated(seen: _Seen, layer: int) -> _Measured:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
+import pathlib
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -115,9 +117,12 @@ class Llama:
         (`llama_jax.parallel`). None is one device where the model fits on it, else all local ones
         on `tensor`. Each part of a weight is read straight to where it belongs.
 
-        Everything is checked before any weight is read; raises `CheckpointError` (what is wrong
-        with the files), `ConfigError` (what this model does not do), `MeshError`,
-        `FileNotFoundError`, `MemoryError`. Weights that are not finite are named in a warning.
+        Everything is checked before any weight is read and any model is made; raises
+        `CheckpointError` (what is wrong with the files, or what they are instead), `ConfigError`
+        (a field of the wrong type, or what this model does not do), `MeshError`,
+        `FileNotFoundError`, `MemoryError`. A warning names keys of `config.json` that are ignored
+        as transformers ignores them, end tokens that the vocabulary has not, and weights that are
+        not finite.
         """
         as_path(path)
         if os.fspath(path) == "cria":
@@ -128,23 +133,27 @@ class Llama:
             folder = existing(path)
         before = stamps(folder)
         wanted = None if dtype is None else as_dtype(dtype)
+        config = None if config is None else _config(config)
         tokenizer = huggingface.read_tokenizer(folder)  # before the weights: errors come early
         stops = huggingface.read_stop_tokens(folder)
         if meta.is_meta(folder):
             ranks = meta.inspect(folder)
             config = config or meta.read_config(folder, ranks)
+            stops = stops or meta.stop_tokens(folder, config, tokenizer)
+            sources = meta.checked(folder, config, ranks)
             model = Model(config, jnp.float32, _mesh(mesh, config, wanted or jnp.bfloat16))
-            stops = stops or meta.stop_tokens(folder, model.config, tokenizer)
-            meta.load(folder, model, ranks, wanted)
+            meta.load(folder, model, ranks, wanted, sources=sources)
         else:
             said = huggingface.read_config(folder)
             config = config or LlamaConfig.from_huggingface(said)
             wide = (said.get("dtype") or said.get("torch_dtype")) in ("float32", "float64")
             stored = wanted or (jnp.float32 if wide else jnp.bfloat16)
+            files = orbax if orbax.is_orbax(folder) else huggingface
+            tensors = files.checked(folder, config)  # before a model of any size is made
             model = Model(config, jnp.float32, _mesh(mesh, config, stored))
-            load = orbax.load if orbax.is_orbax(folder) else huggingface.load
-            load(folder, model, wanted)
+            files.load(folder, model, wanted, tensors=tensors)
         check_unchanged(folder, before)
+        _check_stops(folder, stops, config)
         named = folder == CRIA or hub.is_hub_id(path)
         name = os.fspath(path) if named else folder.resolve().name
         return cls(model, tokenizer, stops, name)
@@ -167,7 +176,7 @@ class Llama:
         16
         """
         name = config if isinstance(config, str) else None
-        config = LlamaConfig.preset(config) if isinstance(config, str) else config
+        config = _config(config)
         model = Model(config, as_dtype(dtype), _mesh(mesh, config, as_dtype(dtype)))
         size = config.parameter_count * model.dtype.itemsize
         check_fits(size, name or "A model of this config", parts("F W", model.mesh))
@@ -186,7 +195,7 @@ class Llama:
         ShapeDtypeStruct(shape=(16384,), dtype=bfloat16)
         """
         name = config if isinstance(config, str) else None
-        config = LlamaConfig.preset(config) if isinstance(config, str) else config
+        config = _config(config)
         return cls(Model(config, as_dtype(dtype), make_mesh(mesh, config)), name=name)
 
     def save(
@@ -532,6 +541,28 @@ class Llama:
             f"{c.num_hidden_layers} layers, D {c.hidden_size}, {c.num_attention_heads} heads / "
             f"{c.num_key_value_heads} KV heads, vocabulary {c.vocab_size:,}{on})"
         )
+
+
+def _check_stops(folder: pathlib.Path, stops: tuple[int, ...], config: LlamaConfig) -> None:
+    beyond = [token for token in stops if token >= config.vocab_size]
+    if beyond:
+        warnings.warn(
+            f"{folder}: eos_token_id has {', '.join(map(str, beyond))}, and the vocabulary is 0 to "
+            f"{config.vocab_size - 1}: no text ends there.",
+            stacklevel=3,
+        )
+
+
+def _config(given: Any) -> LlamaConfig:
+    """The config that is meant: a preset's by its name, or itself."""
+    if isinstance(given, str):
+        return LlamaConfig.preset(given)
+    if not isinstance(given, LlamaConfig):
+        raise TypeError(
+            f"config is a {type(given).__name__}; it must be a preset's name or a LlamaConfig. "
+            "LlamaConfig.from_huggingface and from_meta read settings."
+        )
+    return given
 
 
 def _mesh(given: MeshLike, config: LlamaConfig, dtype: Any) -> Mesh | None:

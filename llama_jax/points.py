@@ -220,7 +220,7 @@ def _dotted(path: str) -> str:
     """
     path = re.sub(r"""^.*\[['"](.+)['"]\]$""", r"\1", path)  # run['layers.3.mlp.out']
     path = re.sub(r"\[(\d+)\]", r".\1", path).removeprefix(".")
-    path = re.sub(r"\.weight(\.value|\[\.\.\.\]|\.get_value\(\))$", ".weight", path)
+    path = re.sub(r"\.(weight|bias)(\.value|\[\.\.\.\]|\.get_value\(\))$", r".\1", path)
     return re.sub(r"^(\w+\.)*?(?=(embed_tokens|layers|norm|lm_head)(\.|$))", "", path)
 
 
@@ -266,7 +266,7 @@ def resolve_weights(item: object, names: Iterable[str]) -> tuple[str, ...]:
     """
     pair: Any = item if is_pair(item) else (item, None)
     pattern, layer = pair
-    if not isinstance(pattern, str) or not _dotted(pattern).endswith("weight"):
+    if not isinstance(pattern, str) or not _dotted(pattern).endswith(("weight", "bias")):
         return ()
     found = tuple(name for name in names if _fits(_dotted(pattern), name))
     if layer is None:
@@ -277,9 +277,9 @@ def resolve_weights(item: object, names: Iterable[str]) -> tuple[str, ...]:
 
 
 def _unknown(pattern: str, names: dict[str, tuple[str, ...]], num_layers: int) -> str:
-    if _dotted(pattern).endswith(".weight"):
-        module = _dotted(pattern).removesuffix(".weight")
-        return f"{pattern!r} is a weight, not a point; {module!r} means what comes out there."
+    module, _, kind = _dotted(pattern).rpartition(".")
+    if module and kind in ("weight", "bias"):
+        return f"{pattern!r} is a {kind}, not a point; {module!r} means what comes out there."
     candidates = list(names) + [other for others in names.values() for other in others]
     suffixes = {name.split(".", 2)[2] for name in names if name.startswith("layers.")}
     suffixes |= {name.rsplit(".", 1)[1] for name in names if "." in name}

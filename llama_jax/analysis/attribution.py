@@ -1,7 +1,8 @@
 """Who wrote what into the residual stream, and how much of a logit each writer is.
 
-A Llama has no biases and its norms subtract no mean: the last residual stream is the embedding
-plus what every attention head and every neuron wrote, with nothing left over. Divided by the final
+A Llama 3 has no biases and its norms subtract no mean: the last residual stream is the embedding
+plus what every attention head and every neuron wrote, with nothing left over. (Of others' Llamas
+the biases of the output projections write too.) Divided by the final
 norm's scale, which is held at its value in this run, each of these is a share of every logit.
 """
 
@@ -82,8 +83,8 @@ def direct_logit_attribution(
     | `"neuron"` | layer, neuron | `mlp.act`, and `norm.scale` or the last `resid_post` |
 
     Only the direct way through the final norm is counted, with its scale as it was in this run. By
-    layer the values sum to the logit; heads sum to their layer's `attn`, neurons to its `mlp`: to
-    1e-5 of the largest part in f32. Raises `MissingPointError`, `PromptError`.
+    layer the values sum to the logit; heads sum to their layer's `attn`, neurons to its `mlp`, but
+    for biases: to 1e-5 of the largest part in f32. Raises `MissingPointError`, `PromptError`.
 
     >>> from llama_jax import Llama
     >>> llama = Llama.from_pretrained("cria")
@@ -179,9 +180,9 @@ def residual_decomposition(
     """The last residual stream as the sum of all that was written into it.
 
     The parts are `embed`, then for each layer `0.attn` and `0.mlp`; with `by="head"` each head's
-    `0.head.3` in the place of `0.attn`. They sum to the last layer's `resid_post`, to 1e-5 of its
-    largest entry in f32. The run must have captured `embed`, `mlp.out`, and `self_attn.out` or, by
-    head, `z`. Raises `MissingPointError`.
+    `0.head.3` in the place of `0.attn`, and `0.bias` where `attention_bias` has one. They sum to
+    the last layer's `resid_post`, to 1e-5 of its largest entry in f32. The run must have captured
+    `embed`, `mlp.out`, and `self_attn.out` or, by head, `z`. Raises `MissingPointError`.
 
     >>> from llama_jax import Llama
     >>> llama = Llama.from_pretrained("cria")
@@ -208,7 +209,12 @@ def residual_decomposition(
         if by == "head":
             z = _part(run, f"layers.{i}.self_attn.z", chosen)
             parts.append(product("BPNH,DNH->BPND", z, _by_head(model.layers[i], z.shape[2:])))
-            names += [*(f"{i}.head.{head}" for head in range(z.shape[2])), f"{i}.mlp"]
+            names += [f"{i}.head.{head}" for head in range(z.shape[2])]
+            if run.config.attention_bias:
+                nothing = jnp.zeros_like(parts[0])
+                parts.append(model.layers[i].self_attn.o_proj.shifted(nothing))
+                names.append(f"{i}.bias")
+            names.append(f"{i}.mlp")
         else:
             parts.append(_part(run, f"layers.{i}.self_attn.out", chosen)[:, :, None])
         parts.append(_part(run, f"layers.{i}.mlp.out", chosen)[:, :, None])

@@ -175,10 +175,11 @@ def ov_circuit(
 ) -> Factored:
     """`W_V W_O` of a head, `[D, D]` of rank H: what it writes of what it reads.
 
-    `pattern @ (x @ ov)` is `head_out`, to 1e-5 in f32. `fold_norm` puts the input norm's weight in,
-    for x that are `input_layernorm.normalized`. `vocabulary` goes from tokens to logits, `[V, V]`:
-    embedding, input norm, head, final norm and unembedding, without the norms' scales; its
-    `copying()` tells heads that say again what they read.
+    `pattern @ (x @ ov)` is `head_out`, to 1e-5 in f32; biases, where a model has some, are left
+    out. `fold_norm` puts the input norm's weight in, for x that are `input_layernorm.normalized`.
+    `vocabulary` goes from tokens to logits, `[V, V]`: embedding, input norm, head, final norm and
+    unembedding, without the norms' scales; its `copying()` tells heads that say again what they
+    read.
 
     Raises `IndexError` for a layer or head that is not there.
 

@@ -19,14 +19,15 @@ from jaxtyping import Array, Bool
 
 from llama_jax.base.modes import jit
 from llama_jax.checkpoint.folder import in_words
-from llama_jax.checkpoint.tensors import DTYPES, Part
+from llama_jax.checkpoint.tensors import DTYPES, CheckpointError, Part
+from llama_jax.config import LlamaConfig
 from llama_jax.dtypes import as_dtype
 from llama_jax.memory import check_fits
-from llama_jax.model import place_of
+from llama_jax.model import place_of, shapes
 from llama_jax.model.product import wide
 from llama_jax.parallel import parts
 
-__all__ = ["Source", "check_finite", "fill"]
+__all__ = ["Source", "check_finite", "expected", "fill"]
 
 
 class Source(Protocol):
@@ -45,6 +46,21 @@ class Source(Protocol):
         Also says whether all of it is finite.
         """
         ...
+
+
+def expected(
+    config: LlamaConfig, held: int, directory: str | os.PathLike[str]
+) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter that files with `held` tensors are to have, by name.
+
+    Raises `CheckpointError` where that cannot be: every layer has several tensors.
+    """
+    if config.num_hidden_layers > held:
+        raise CheckpointError(
+            f"{directory}: the config says {config.num_hidden_layers:,} layers, and the files have "
+            f"{held:,} tensors. Do they belong together?"
+        )
+    return shapes(config)
 
 
 def fill(

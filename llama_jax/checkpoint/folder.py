@@ -10,10 +10,12 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from llama_jax.base.fields import parse_json, shown
 from llama_jax.base.replacing import as_path, is_stage, replacing_folder, settle
 from llama_jax.checkpoint.tensors import CheckpointError, listed
 
 __all__ = [
+    "check_kind",
     "check_unchanged",
     "contents",
     "existing",
@@ -69,8 +71,44 @@ def existing(directory: str | os.PathLike[str]) -> pathlib.Path:
             "and safetensors; the model that ships is called 'cria'."
         )
     if not directory.is_dir():
-        raise CheckpointError(f"{directory} is a file. A checkpoint is a folder: give that.")
+        what = _what([directory.name])
+        raise CheckpointError(
+            f"{directory} is {what or 'a file'}. A checkpoint is a folder: give that."
+        )
     return directory
+
+
+_WEIGHTS = ("model*.safetensors", "weights.orbax", "consolidated*.pth")
+# What people have that is not a checkpoint of ours, by a file's name, with what to do; the first
+# that fits counts.
+_OTHERS = {
+    "adapter_config.json": "a LoRA adapter, the change of a model and no model. Merge it into its "
+    "base model with peft: PeftModel.from_pretrained(base, path).merge_and_unload()"
+    ".save_pretrained(folder); open that folder",
+    "*.gguf": "GGUF, llama.cpp's format, which is not read. Open the checkpoint that it was made "
+    "from (config.json and safetensors)",
+    "quantize_config.json": "weights quantized by GPTQ, which are not read. Open the checkpoint "
+    "that they were made from",
+    "quant_config.json": "weights quantized by AWQ, which are not read. Open the checkpoint that "
+    "they were made from",
+    "pytorch_model*.bin": "torch pickles, which are not opened. Write safetensors with "
+    "transformers: AutoModelForCausalLM.from_pretrained(path).save_pretrained(folder)",
+}
+
+
+def check_kind(directory: pathlib.Path) -> None:
+    """Raises `CheckpointError` for a folder that holds something else instead of our weights."""
+    names = [entry.name for entry in directory.iterdir()]
+    what = None if any(fnmatch.filter(names, form) for form in _WEIGHTS) else _what(names)
+    if what and "adapter_config.json" in names:
+        base = read_json(directory / "adapter_config.json").get("base_model_name_or_path")
+        what += f". Its base model is {shown(base)}"
+    if what:
+        raise CheckpointError(f"{directory} is {what}.")
+
+
+def _what(names: Sequence[str]) -> str | None:
+    return next((what for form, what in _OTHERS.items() if fnmatch.filter(names, form)), None)
 
 
 Stamps = dict[str, tuple[int, int, int]]
@@ -124,12 +162,17 @@ def replaceable(directory: str | os.PathLike[str]) -> pathlib.Path:
 
 
 _CONFIGS = ("config.json", "params.json")
+MOST_JSON = 64 * 2**20  # bytes; the index of 405B's 1,138 tensors takes 100 thousand
 
 
 def read_json(file: pathlib.Path) -> dict[str, Any]:
     """Settings by name. Raises `CheckpointError` for anything else."""
+    if file.stat().st_size > MOST_JSON:
+        raise CheckpointError(
+            f"{file} has {file.stat().st_size:,} bytes; settings have at most {MOST_JSON:,}."
+        )
     try:
-        content = json.loads(file.read_text("utf-8"))
+        content = parse_json(file.read_bytes())
     except ValueError as error:
         raise CheckpointError(f"{file} is not JSON: {error}.") from None
     if not isinstance(content, dict):

@@ -16,6 +16,7 @@ __all__ = ["download", "is_hub_id"]
 # Weights and what goes with them; no other framework's files, and none in folders below.
 _NEEDED = (
     "config.json",
+    "adapter_config.json",  # tells a LoRA from a model
     "generation_config.json",
     "model*.safetensors",
     "model.safetensors.index.json",
@@ -68,4 +69,10 @@ def download(repository: str, revision: str | None = None) -> pathlib.Path:
             f"There is no folder {repository} here, {repository} is not in the hub's cache, and "
             f"the hub cannot be reached: {str(error).splitlines()[0][:200]}"
         ) from None
+    names = os.listdir(folder)
+    if not any(name.endswith(".safetensors") or name == "adapter_config.json" for name in names):
+        raise CheckpointError(
+            f"{repository} has no safetensors. GGUF and torch pickles are not read: open the "
+            "repository that they were made from, or write safetensors with transformers."
+        )
     return pathlib.Path(folder)

@@ -10,14 +10,17 @@ from __future__ import annotations
 import os
 import pathlib
 import shutil
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
 from safetensors.numpy import save_file
 
-from llama_jax.checkpoint.filling import fill
+from llama_jax.base.fields import shown
+from llama_jax.checkpoint.filling import expected, fill
 from llama_jax.checkpoint.folder import (
+    check_kind,
     contents,
     existing,
     in_words,
@@ -35,10 +38,13 @@ from llama_jax.checkpoint.tensors import (
     on_host,
     read_header,
 )
+from llama_jax.config import LlamaConfig
+from llama_jax.config_json import check_generation
 from llama_jax.model import Model, parameters
 from llama_jax.text import Tokenizer
 
 __all__ = [
+    "checked",
     "inspect",
     "load",
     "read_config",
@@ -54,12 +60,22 @@ _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """The content of `config.json`. Raises `FileNotFoundError`, `CheckpointError`."""
+    """The content of `config.json`. Warns of a LoRA adapter beside it.
+
+    Raises `FileNotFoundError`, and `CheckpointError` also for a folder of another kind.
+    """
     directory = existing(directory)
+    check_kind(directory)
     if not (directory / "config.json").is_file():
         raise CheckpointError(
             f"{directory} has no config.json. A checkpoint is a folder with config.json and "
             f"{_WEIGHTS} (or shards and {_INDEX}); this one has {contents(directory)}."
+        )
+    if (directory / "adapter_config.json").is_file():
+        warnings.warn(
+            f"{directory} has a LoRA adapter (adapter_config.json) beside config.json: what is "
+            "opened is the model without it.",
+            stacklevel=3,
         )
     return read_json(directory / "config.json")
 
@@ -74,10 +90,15 @@ def read_tokenizer(directory: Path) -> Tokenizer | None:
 
 
 def read_stop_tokens(directory: Path) -> tuple[int, ...]:
-    """The end tokens: `eos_token_id` of `generation_config.json`, else of `config.json`."""
+    """The end tokens: `eos_token_id` of `generation_config.json`, else of `config.json`.
+
+    Raises `ConfigError` where one of these, or another field beside it, is of the wrong type.
+    """
     for name in ("generation_config.json", "config.json"):
         file = existing(directory) / name
-        ids = read_json(file).get("eos_token_id") if file.is_file() else None
+        settings = read_json(file) if file.is_file() else {}
+        check_generation(str(file), settings)
+        ids = settings.get("eos_token_id")
         if ids is not None:
             return tuple(ids) if isinstance(ids, list) else (ids,)
     return ()
@@ -107,18 +128,33 @@ def inspect(directory: Path) -> dict[str, TensorInfo]:
     return tensors
 
 
-def load(directory: Path, model: Model, dtype: Any = None, progress: bool = True) -> None:
-    """Fills `model` with the weights of a checkpoint, as stored or cast to `dtype`.
+def checked(directory: Path, config: LlamaConfig) -> dict[str, TensorInfo]:
+    """What `inspect` gives, where it is what a model of this config needs; reads headers only.
 
-    All names, shapes and dtypes are checked before any weight is read: `CheckpointError` lists
-    what does not fit, `MemoryError` says what there is no room for. float64 becomes float32 unless
-    JAX has 64 bits switched on. `progress` shows a bar where there is much to read. After an error
-    or an interrupt in the middle the model is filled in part, and can be loaded again.
+    Raises `CheckpointError`, which lists names, shapes and dtypes that do not fit.
     """
     tensors = inspect(directory)
-    slots = parameters(model)
-    _check(directory, tensors, {name: slot.get_value().shape for name, slot in slots.items()})
-    fill(slots, tensors, dtype, directory, progress, model.mesh)
+    _check(directory, tensors, expected(config, len(tensors), directory))
+    return tensors
+
+
+def load(
+    directory: Path,
+    model: Model,
+    dtype: Any = None,
+    progress: bool = True,
+    tensors: Mapping[str, TensorInfo] | None = None,
+) -> None:
+    """Fills `model` with the weights of a checkpoint, as stored or cast to `dtype`.
+
+    All names, shapes and dtypes are checked before any weight is read (`checked`, of which
+    `tensors` is the answer where it was asked before): `CheckpointError` lists what does not fit,
+    `MemoryError` says what there is no room for. float64 becomes float32 unless JAX has 64 bits
+    switched on. `progress` shows a bar where there is much to read. After an error or an interrupt
+    in the middle the model is filled in part, and can be loaded again.
+    """
+    tensors = checked(directory, model.config) if tensors is None else tensors
+    fill(parameters(model), tensors, dtype, directory, progress, model.mesh)
 
 
 def save(
@@ -162,9 +198,12 @@ def _files(directory: pathlib.Path) -> dict[str, set[str]]:
     files: dict[str, set[str]] = {}
     for name, file in weight_map.items():
         if not isinstance(file, str) or pathlib.PurePath(file).name != file:
-            raise CheckpointError(f"{directory / _INDEX}: {name} is in {file!r}, no file name.")
+            raise CheckpointError(
+                f"{directory / _INDEX}: {name} is in {shown(file)}, no file name."
+            )
         files.setdefault(file, set()).add(name)
-    missing = sorted(file for file in files if not (directory / file).is_file())
+    there = {entry.name for entry in directory.iterdir() if entry.is_file()}
+    missing = sorted(files.keys() - there)
     if missing:
         raise CheckpointError(
             f"{directory} lacks {len(missing)} of the {len(files)} files that {_INDEX} names: "
@@ -196,7 +235,7 @@ def _check(
     kinds = [listed(kind) for kind in (missing, misshapen, surplus, strange)]
     if any(kinds):
         problems = "".join(f"\n  {line}" for kind in kinds for line in kind)
-        hint = _hint(missing, misshapen)
+        hint = _hint(missing, misshapen, surplus)
         raise CheckpointError(f"{directory}: files and config.json do not fit.{problems}\n{hint}")
     if tied and head and not equal(head, tensors["embed_tokens.weight"]):
         raise CheckpointError(
@@ -206,9 +245,32 @@ def _check(
         )
 
 
-def _hint(missing: list[str], misshapen: list[str]) -> str:
+# What a tensor's name tells of who made it, by a part of the name.
+_MAKERS = {
+    ".lora_A.": "These are a LoRA's: merge it into its base model with peft, and open that.",
+    ".qweight": "These are weights quantized by GPTQ or AWQ, which are not read. Open the "
+    "checkpoint that they were made from.",
+    ".quant_state.": "These are weights quantized by bitsandbytes, which are not read. Open the "
+    "checkpoint that they were made from.",
+    ".SCB": "These are weights quantized by bitsandbytes to 8 bits, which are not read. Open the "
+    "checkpoint that they were made from.",
+    ".weight_scale": "These are quantized weights with their scales, which are not read. Open the "
+    "checkpoint that they were made from.",
+    ".scales": "These are quantized weights with their scales (MLX), which are not read. Open the "
+    "checkpoint that they were made from.",
+    ".self_attn.q_proj.bias": "Should config.json say attention_bias = true?",
+    ".mlp.up_proj.bias": "Should config.json say mlp_bias = true?",
+}
+
+
+def _hint(missing: list[str], misshapen: list[str], surplus: list[str]) -> str:
+    for part, hint in _MAKERS.items():
+        if any(part in line for line in surplus):
+            return hint
     if len(missing) == 1 and missing[0].startswith("lm_head"):
         return "Should config.json say tie_word_embeddings = true?"
+    if missing and not misshapen and all(".bias: " in line for line in missing):
+        return "Should config.json say attention_bias or mlp_bias = false?"
     sized_by = {  # by a part of a tensor's name; the first that occurs
         "norm": "hidden_size",
         "embed_tokens": "vocab_size",

@@ -12,15 +12,16 @@ import dataclasses
 import os
 import pathlib
 import pickle
+import re
 import struct
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from llama_jax.checkpoint.filling import fill
+from llama_jax.checkpoint.filling import expected, fill
 from llama_jax.checkpoint.folder import (
     contents,
     existing,
@@ -45,7 +46,7 @@ from llama_jax.config import LlamaConfig
 from llama_jax.model import Model, parameters
 from llama_jax.text import Tokenizer
 
-__all__ = ["inspect", "is_meta", "load", "read_config", "save", "stop_tokens"]
+__all__ = ["checked", "inspect", "is_meta", "load", "read_config", "save", "stop_tokens"]
 
 Path = str | os.PathLike[str]
 Rank = dict[str, TensorInfo]
@@ -99,8 +100,8 @@ def read_config(directory: Path, ranks: Sequence[Rank]) -> LlamaConfig:
         if name in ranks[0]
     ]
     tied = len(parts) == 1 or all(equal(*pair) for pair in zip(*parts, strict=True))
-    if params.get("vocab_size", -1) == -1 and parts:
-        params["vocab_size"] = sum(part.shape[0] for part in parts[0])
+    if params.get("vocab_size") in (None, -1) and parts:
+        params["vocab_size"] = sum(size for part in parts[0] for size in part.shape[:1])
     config = LlamaConfig.from_meta(params, tie_word_embeddings=tied)
     copies = _copies(ranks)
     if copies > 1:
@@ -127,26 +128,20 @@ def stop_tokens(
     return tuple(tokenizer.special[name] for name in names if name in tokenizer.special)
 
 
-def load(
-    directory: Path,
-    model: Model,
-    ranks: Sequence[Rank],
-    dtype: Any = None,
-    progress: bool = True,
-) -> None:
-    """Fills `model` with the weights of `inspect`'s ranks, as stored or cast to `dtype`.
+def checked(directory: Path, config: LlamaConfig, ranks: Sequence[Rank]) -> dict[str, _Parts]:
+    """Where each weight of a model of this config lies in `inspect`'s ranks; none is read.
 
-    As `huggingface.load`: all is checked before any weight is read.
+    Raises `CheckpointError`, which lists names, shapes and dtypes that do not fit.
     """
-    slots, config = parameters(model), model.config
     copies = _copies(ranks)
     if _key_rows(ranks) // copies != config.num_key_value_heads * config.head_dim:
         copies = 1
     heads = {"wq": config.num_attention_heads, "wk": config.num_key_value_heads}
+    wanted = expected(config, len(ranks[0]), directory)
     sources: dict[str, _Parts] = {}
     problems = []
-    for name, slot in slots.items():
-        shape, theirs = slot.get_value().shape, _their_name(name)
+    for name, shape in wanted.items():
+        theirs = _their_name(name)
         if theirs not in ranks[0]:
             problems.append(f"{theirs}: not in the files, params.json says {list(shape)}")
             continue
@@ -154,6 +149,10 @@ def load(
         if name.endswith(("k_proj.weight", "v_proj.weight")):
             parts = parts[::copies]
         source = _Parts(tuple(parts), _axis(theirs), heads.get(theirs.split(".")[-2]))
+        if not source.go_together:
+            each = ", ".join(dict.fromkeys(f"{part.dtype} {list(part.shape)}" for part in parts))
+            problems.append(f"{theirs}: ranks have {each}, config says {list(shape)}")
+            continue
         if source.shape != shape:
             problems.append(f"{theirs}: files have {list(source.shape)}, config says {list(shape)}")
         elif source.dtype not in DTYPES:
@@ -161,7 +160,7 @@ def load(
                 f"{theirs}: files have {source.dtype}, what is read is {', '.join(DTYPES)}"
             )
         sources[name] = source
-    known = {_their_name(name) for name in slots} | {"output.weight", "rope.freqs"}
+    known = {_their_name(name) for name in wanted} | {"output.weight", "rope.freqs"}
     problems += [
         f"{name}: files have {list(ranks[0][name].shape)}, a Llama 3 has no such tensor"
         for name in ranks[0]
@@ -173,7 +172,24 @@ def load(
             f"{directory}: files and params.json do not fit.{lines}\n"
             "Do params.json and these files belong together?"
         )
-    fill(slots, sources, dtype, directory, progress, model.mesh)
+    return sources
+
+
+def load(
+    directory: Path,
+    model: Model,
+    ranks: Sequence[Rank],
+    dtype: Any = None,
+    progress: bool = True,
+    sources: Mapping[str, _Parts] | None = None,
+) -> None:
+    """Fills `model` with the weights of `inspect`'s ranks, as stored or cast to `dtype`.
+
+    As `huggingface.load`: all is checked before any weight is read (`checked`, of which `sources`
+    is the answer where it was asked before).
+    """
+    sources = checked(directory, model.config, ranks) if sources is None else sources
+    fill(parameters(model), sources, dtype, directory, progress, model.mesh)
 
 
 def save(directory: Path, model: Model, tokenizer: Tokenizer | None = None) -> None:
@@ -253,6 +269,14 @@ class _Parts:
     turned: int | None
 
     @property
+    def go_together(self) -> bool:
+        """Whether they differ in size along the axis alone."""
+        axis = len(self.parts[0].shape) if self.axis is None else self.axis
+        kinds = {(x.dtype, x.shape[:axis], x.shape[axis + 1 :]) for x in self.parts}
+        axes = 1 if self.axis is None else 2
+        return len(kinds) == 1 and all(len(part.shape) == axes for part in self.parts)
+
+    @property
     def shape(self) -> tuple[int, ...]:
         first = self.parts[0].shape
         if self.axis is None:
@@ -319,7 +343,7 @@ def _neighbours(rows: np.ndarray, heads: int) -> np.ndarray:
 
 
 def _key_rows(ranks: Sequence[Rank]) -> int:
-    return sum(rank[_KEYS].shape[0] for rank in ranks if _KEYS in rank)
+    return sum(size for rank in ranks if _KEYS in rank for size in rank[_KEYS].shape[:1])
 
 
 def _copies(ranks: Sequence[Rank]) -> int:
@@ -337,11 +361,7 @@ def _copies(ranks: Sequence[Rank]) -> int:
 def _header(file: pathlib.Path) -> Rank:
     torch = _torch()
     size = f"{file} ({file.stat().st_size:,} bytes)"
-    if not zipfile.is_zipfile(file):
-        raise CheckpointError(
-            f"{size} is not a whole torch file, which is a zip archive: nothing of it was opened. "
-            "Is it a download that broke off, a Git LFS pointer, or of before 2020?"
-        )
+    pieces = _pieces(file, size)
     try:
         # Mapped into memory, which reads none of it; where a tensor lies there tells its offset.
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
@@ -352,35 +372,49 @@ def _header(file: pathlib.Path) -> Rank:
             f"{size} holds more than tensors, and would run code if it were opened as it asks: "
             f"nothing of it was. {found.strip()}".strip()
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{size} is not a whole torch file: {str(error).splitlines()[0]}"
-        ) from None
-    if not isinstance(content, dict) or not all(map(torch.is_tensor, content.values())):
+    except Exception as error:  # of many kinds: a damaged pickle is a damaged program
+        said = next(iter(str(error).splitlines()), type(error).__name__)
+        raise CheckpointError(f"{size} is not a whole torch file: {said}") from None
+    if (
+        not isinstance(content, dict)
+        or not content
+        or not all(isinstance(name, str) and torch.is_tensor(x) for name, x in content.items())
+    ):
         raise CheckpointError(f"{size} holds no tensors by name.")
+    # Its bytes in the file are its numbers: in one piece, on no other device, with no sign apart.
+    apart = [
+        name
+        for name, x in content.items()
+        if x.layout is not torch.strided
+        or x.device.type != "cpu"
+        or x.is_quantized
+        or x.is_neg()
+        or not x.is_contiguous()
+    ]
+    if apart:
+        raise CheckpointError(
+            f"{size}: {in_words(apart)} does not lie in the file in one piece. Open it with torch "
+            "and save it again."
+        )
     dtypes = {
         torch.bfloat16: "BF16",
         torch.float16: "F16",
         torch.float32: "F32",
         torch.float64: "F64",
     }
-    apart = [name for name, tensor in content.items() if not tensor.is_contiguous()]
-    if apart:
+    storages = {name: x.untyped_storage() for name, x in content.items()}
+    first = min(storage.data_ptr() for storage in storages.values())
+    start = min(offset for offset, _ in pieces) if pieces else 0
+    held = {(start + x.data_ptr() - first, x.nbytes()) for x in storages.values()}
+    if held != pieces:  # else the first in memory might not be the first in the file
         raise CheckpointError(
-            f"{size}: {in_words(apart)} does not lie in the file in one piece. Open it with torch "
-            "and save it again."
-        )
-    mapped = {tensor.untyped_storage().data_ptr() for tensor in content.values()}
-    start, count = _storages(file)
-    if len(mapped) != count:  # else the first in memory might not be the first in the file
-        raise CheckpointError(
-            f"{size} holds {count} pieces of data for {len(mapped)} of its tensors. Open it with "
-            "torch and save it again."
+            f"{size} holds {len(pieces)} pieces of data for {len(held)} of its tensors, or of "
+            "other sizes. Open it with torch and save it again."
         )
     return {
         name: TensorInfo(
             file,
-            start + tensor.data_ptr() - min(mapped),
+            start + tensor.data_ptr() - first,
             tensor.numel() * tensor.element_size(),
             tuple(tensor.shape),
             dtypes.get(tensor.dtype, str(tensor.dtype)),
@@ -389,14 +423,71 @@ def _header(file: pathlib.Path) -> Rank:
     }
 
 
-def _storages(file: pathlib.Path) -> tuple[int, int]:
-    """Where the bytes of the first begin in a torch file, which is a zip archive; their number."""
-    with zipfile.ZipFile(file) as archive:
-        found = [entry.header_offset for entry in archive.infolist() if "/data/" in entry.filename]
-    with open(file, "rb") as stream:
-        stream.seek(min(found, default=0) + 26)  # a header's last 4 of 30 bytes: what follows it
-        name, extra = struct.unpack("<HH", stream.read(4))
-        return stream.tell() + name + extra, len(found)
+_PIECE = re.compile(r"[^/]+/data/[^/]+")
+# Names and shapes take about 200 bytes a tensor. Bounded since a pickle is a program: a byte of it
+# makes a list of 56, and a million steps take some seconds.
+MOST_PICKLE, MORE_PICKLE = 2**18, 2**10  # bytes, and more of them for each piece of data
+
+
+def _pieces(file: pathlib.Path, size: str) -> set[tuple[int, int]]:
+    """Where the data of each storage begins in a torch file, a zip archive, and its bytes.
+
+    Raises `CheckpointError` for archives in which bytes are not numbers as they lie (compressed,
+    encrypted, of the other byte order), or whose pickle is out of all proportion: nothing but the
+    table of contents is read.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive, open(file, "rb") as stream:
+            entries = archive.infolist()
+            names = [entry.filename for entry in entries]
+            packed = [
+                entry.filename
+                for entry in entries
+                if entry.compress_type != zipfile.ZIP_STORED
+                or entry.compress_size != entry.file_size
+                or entry.flag_bits & 1
+            ]
+            if packed:
+                raise CheckpointError(
+                    f"{size} is compressed ({in_words(packed)}), as torch writes none: nothing of "
+                    "it was opened. Unpack and pack it without compression (zip -0), or open it "
+                    "with torch, if you trust it, and save it again."
+                )
+            if len(set(names)) < len(names):
+                raise CheckpointError(f"{size} has a name twice: nothing of it was opened.")
+            data = [entry for entry in entries if _PIECE.fullmatch(entry.filename)]
+            most = MOST_PICKLE + MORE_PICKLE * len(data)
+            large = [
+                entry
+                for entry in entries
+                if not _PIECE.fullmatch(entry.filename) and entry.file_size > most
+            ]
+            if large:
+                raise CheckpointError(
+                    f"{size}: {large[0].filename} has {large[0].file_size:,} bytes; what says "
+                    f"where {len(data):,} pieces of data lie takes at most {most:,}. Nothing of it "
+                    "was opened."
+                )
+            for entry in entries:
+                if entry.filename.endswith("/byteorder") and archive.read(entry) != b"little":
+                    raise CheckpointError(
+                        f"{size} was written on a machine of the other byte order. Open it with "
+                        "torch and save it again."
+                    )
+            return {(_data_offset(stream, entry.header_offset), entry.file_size) for entry in data}
+    except (zipfile.BadZipFile, OSError, ValueError, struct.error, NotImplementedError) as error:
+        if isinstance(error, CheckpointError | PermissionError):
+            raise
+        raise CheckpointError(
+            f"{size} is not a whole torch file, which is a zip archive: nothing of it was opened. "
+            "Is it a download that broke off, a Git LFS pointer, or of before 2020?"
+        ) from None
+
+
+def _data_offset(stream: Any, header: int) -> int:
+    stream.seek(header + 26)  # a header's last 4 of 30 bytes: the lengths of what follows it
+    name, extra = struct.unpack("<HH", stream.read(4))
+    return stream.tell() + name + extra
 
 
 def _as_torch(torch: Any, array: np.ndarray) -> Any:

@@ -16,16 +16,17 @@ from typing import Any
 import jax
 
 from llama_jax.checkpoint import huggingface
-from llama_jax.checkpoint.filling import check_finite
+from llama_jax.checkpoint.filling import check_finite, expected
 from llama_jax.checkpoint.folder import existing, in_words, replaceable, replacing
 from llama_jax.checkpoint.tensors import CheckpointError, listed
+from llama_jax.config import LlamaConfig
 from llama_jax.dtypes import as_dtype
 from llama_jax.memory import check_fits
 from llama_jax.model import Model, parameters, place_of
 from llama_jax.parallel import parts
 from llama_jax.text import Tokenizer
 
-__all__ = ["is_orbax", "load", "save"]
+__all__ = ["checked", "is_orbax", "load", "save"]
 
 Path = str | os.PathLike[str]
 WEIGHTS = "weights.orbax"
@@ -37,37 +38,60 @@ def is_orbax(directory: pathlib.Path) -> bool:
     return (directory / WEIGHTS).is_dir()
 
 
-def load(directory: Path, model: Model, dtype: Any = None, shardings: Any = None) -> None:
-    """Fills `model` with the weights of a checkpoint, as stored or cast to `dtype`.
+def checked(directory: Path, config: LlamaConfig) -> dict[str, Any]:
+    """What Orbax says of each array, where they are what a model of this config needs.
 
-    They lie where the model says, or where `shardings` does, by names of parameters.
-    All names and shapes are checked before any weight is read. Raises `CheckpointError`,
-    `MemoryError`.
+    No weight is read. Raises `CheckpointError`, which lists names and shapes that do not fit.
     """
     import orbax.checkpoint as ocp  # takes a second to import: only who reads should pay
 
     directory = existing(directory).absolute()  # Orbax takes no other
-    slots = parameters(model)
-    largest = max(math.prod(slot.get_value().shape) for slot in slots.values())
-    with _checkpointer(ocp, 8 * largest) as checkpointer:
+    with _checkpointer(ocp) as checkpointer:
         try:
-            stored = checkpointer.metadata(directory / WEIGHTS).item_metadata.tree
+            stored = dict(checkpointer.metadata(directory / WEIGHTS).item_metadata.tree)
         except Exception as error:  # of many kinds, from several libraries
             raise CheckpointError(
                 f"{directory / WEIGHTS} is not a whole Orbax checkpoint: {_said(error)}."
             ) from None
-        wanted = {name: slot.get_value() for name, slot in slots.items()}
-        problems = [
-            f"{name}: stored as {list(stored[name].shape) if name in stored else 'nothing'}, "
-            f"config says {list(wanted[name].shape) if name in wanted else 'no such tensor'}"
-            for name in sorted(stored.keys() | wanted.keys())
-            if name not in stored
-            or name not in wanted
-            or tuple(stored[name].shape) != wanted[name].shape
-        ]
-        if problems:
-            lines = "".join(f"\n  {line}" for line in listed(problems))
-            raise CheckpointError(f"{directory}: weights and config.json do not fit.{lines}")
+    wanted = expected(config, len(stored), directory)
+    problems = [
+        f"{name}: stored as {_shape(stored, name) or 'nothing'}, "
+        f"config says {list(wanted[name]) if name in wanted else 'no such tensor'}"
+        for name in sorted(stored.keys() | wanted.keys())
+        if name not in wanted or _shape(stored, name) != list(wanted[name])
+    ]
+    if problems:
+        lines = "".join(f"\n  {line}" for line in listed(problems))
+        raise CheckpointError(f"{directory}: weights and config.json do not fit.{lines}")
+    return stored
+
+
+def _shape(stored: dict[str, Any], name: str) -> list[int] | None:
+    shape = getattr(stored.get(name), "shape", None)
+    return None if shape is None else list(shape)
+
+
+def load(
+    directory: Path,
+    model: Model,
+    dtype: Any = None,
+    shardings: Any = None,
+    tensors: dict[str, Any] | None = None,
+) -> None:
+    """Fills `model` with the weights of a checkpoint, as stored or cast to `dtype`.
+
+    They lie where the model says, or where `shardings` does, by names of parameters.
+    All names and shapes are checked before any weight is read (`checked`, of which `tensors` is the
+    answer where it was asked before). Raises `CheckpointError`, `MemoryError`.
+    """
+    import orbax.checkpoint as ocp
+
+    directory = existing(directory).absolute()
+    stored = checked(directory, model.config) if tensors is None else tensors
+    slots = parameters(model)
+    wanted = {name: slot.get_value() for name, slot in slots.items()}
+    largest = max(math.prod(shape.shape) for shape in wanted.values())
+    with _checkpointer(ocp, 8 * largest) as checkpointer:
         here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         abstract = {}
         for name, shape in wanted.items():

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
-import json
 import math
 import os
 import pathlib
@@ -19,6 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
+
+from llama_jax.base.fields import parse_json
 
 __all__ = [
     "DTYPES",
@@ -122,7 +123,11 @@ def read_header(file: pathlib.Path) -> tuple[dict[str, TensorInfo], dict[str, st
         ) from None
     with open(file, "rb") as stream:
         start = 8 + int.from_bytes(stream.read(8), "little")
-        header = json.loads(stream.read(start - 8))
+        text = stream.read(start - 8)
+    try:
+        header = parse_json(text)
+    except ValueError as error:  # a name twice, of which `safetensors` takes the last
+        raise CheckpointError(f"{file} has a header that is not clear: {error}.") from None
     metadata = header.pop("__metadata__", None) or {}
     tensors = {
         name: TensorInfo(

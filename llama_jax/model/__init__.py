@@ -17,6 +17,7 @@ from llama_jax.model.modules import (
     parameters,
     place_of,
     readout,
+    shapes,
     unembed,
 )
 
@@ -36,5 +37,6 @@ __all__ = [
     "parameters",
     "place_of",
     "readout",
+    "shapes",
     "unembed",
 ]

@@ -48,6 +48,7 @@ __all__ = [
     "parameters",
     "place_of",
     "readout",
+    "shapes",
     "unembed",
 ]
 
@@ -61,13 +62,22 @@ class Embedding(nnx.Module):
 
 
 class Linear(nnx.Module):
-    """`y = W x`, W as `[out, in]`, no bias."""
+    """`y = W x + b`, W as `[out, in]`; a Llama 3 has no b, others' Llamas may."""
 
-    def __init__(self, inputs: int, outputs: int, dtype: jnp.dtype) -> None:
+    def __init__(self, inputs: int, outputs: int, dtype: jnp.dtype, bias: bool = False) -> None:
         self.weight = _abstract((outputs, inputs), dtype)
+        if bias:
+            self.bias = _abstract((outputs,), dtype)
 
     def __call__(self, x: Float[Array, "B T I"]) -> Float[Array, "B T O"]:
-        return linear(x, self.weight[...]).astype(x.dtype)
+        return self.shifted(linear(x, self.weight[...])).astype(x.dtype)
+
+    def shifted(self, product: Float[Array, "*B O"]) -> Float[Array, "*B O"]:
+        """With the bias, where there is one."""
+        if not hasattr(self, "bias"):
+            return product
+        bias = self.bias[...].astype(product.dtype)
+        return product + jnp.broadcast_to(bias, product.shape)
 
 
 class RMSNorm(nnx.Module):
@@ -120,10 +130,11 @@ class Attention(nnx.Module):
     def __init__(self, config: LlamaConfig, dtype: jnp.dtype) -> None:
         query = config.num_attention_heads * config.head_dim
         key_value = config.num_key_value_heads * config.head_dim
-        self.q_proj = Linear(config.hidden_size, query, dtype)
-        self.k_proj = Linear(config.hidden_size, key_value, dtype)
-        self.v_proj = Linear(config.hidden_size, key_value, dtype)
-        self.o_proj = Linear(query, config.hidden_size, dtype)
+        bias = config.attention_bias
+        self.q_proj = Linear(config.hidden_size, query, dtype, bias)
+        self.k_proj = Linear(config.hidden_size, key_value, dtype, bias)
+        self.v_proj = Linear(config.hidden_size, key_value, dtype, bias)
+        self.o_proj = Linear(query, config.hidden_size, dtype, bias)
         self.head_dim = config.head_dim
 
     def __call__(
@@ -159,7 +170,7 @@ class Attention(nnx.Module):
                 total, before = (jnp.sum(heads, 2, wide(x.dtype)) for heads in (each, own))
                 same = out + (total - before).astype(x.dtype)  # plus 0: for the gradient
                 unchanged = jnp.all(each == own, axis=(2, 3))[..., None]
-                out = jnp.where(unchanged, same, total.astype(x.dtype))
+                out = jnp.where(unchanged, same, self.o_proj.shifted(total).astype(x.dtype))
         return taps("out", out), cached
 
     def _heads(self, x: Float[Array, "B T NH"]) -> Float[Array, "B T N H"]:
@@ -170,9 +181,10 @@ class MLP(nnx.Module):
     """SwiGLU: `down(silu(gate(x)) * up(x))` (arXiv 2002.05202)."""
 
     def __init__(self, config: LlamaConfig, dtype: jnp.dtype) -> None:
-        self.gate_proj = Linear(config.hidden_size, config.intermediate_size, dtype)
-        self.up_proj = Linear(config.hidden_size, config.intermediate_size, dtype)
-        self.down_proj = Linear(config.intermediate_size, config.hidden_size, dtype)
+        bias = config.mlp_bias
+        self.gate_proj = Linear(config.hidden_size, config.intermediate_size, dtype, bias)
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size, dtype, bias)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size, dtype, bias)
 
     def __call__(self, x: Float[Array, "B T D"], taps: Taps) -> Float[Array, "B T D"]:
         gate = taps("gate", self.gate_proj(x))
@@ -376,8 +388,23 @@ def parameters(model: Model) -> dict[str, nnx.Param]:
     return {".".join(map(str, path)): parameter for path, parameter in flat}
 
 
+def shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter by name, without a model: every layer is as the first.
+
+    >>> shapes(LlamaConfig.preset("llama-3.1-405b"))["layers.125.mlp.up_proj.weight"]
+    (53248, 16384)
+    """
+    one = parameters(Model(dataclasses.replace(config, num_hidden_layers=1)))
+    first = {name: slot.get_value().shape for name, slot in one.items()}
+    inside = {name.removeprefix("layers.0."): name for name in first if name.startswith("layers.")}
+    found = {name: shape for name, shape in first.items() if name not in inside.values()}
+    for i in range(config.num_hidden_layers):
+        found |= {f"layers.{i}.{local}": first[name] for local, name in inside.items()}
+    return found
+
+
 def initialize(model: Model, seed: int = 0, std: float = 0.02) -> None:
-    """Fills `model` with normal matrices of the given deviation and norms of one.
+    """Fills `model` with normal matrices of the given deviation, norms of one and biases of zero.
 
     Each parameter's numbers depend on the seed and on its own name alone.
     """
@@ -385,7 +412,8 @@ def initialize(model: Model, seed: int = 0, std: float = 0.02) -> None:
     for name, parameter in parameters(model).items():
         old = parameter.get_value()
         if len(old.shape) == 1:
-            parameter.set_value(jnp.ones(old.shape, old.dtype, device=place_of(old)))
+            value = 0 if name.endswith("bias") else 1
+            parameter.set_value(jnp.full(old.shape, value, old.dtype, device=place_of(old)))
         else:
             own = jax.random.fold_in(key, zlib.crc32(name.encode()))
             parameter.set_value(_normal(own, old.shape, old.dtype, std, place_of(old)))

@@ -1,4 +1,4 @@
-"""Rotary position embeddings, with Llama 3.1's scaling of the frequencies."""
+"""Rotary position embeddings, with Llama 3.1's scaling of the frequencies, or a linear one."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ def _inverse_frequencies(head_dim: int, theta: float, scaling: RopeScaling | Non
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
     # The power is rounded once, from f64: numpy's own f32 power differs from torch's.
     frequencies = one / np.power(float(theta), exponents.astype(np.float64)).astype(np.float32)
-    if scaling is not None:
+    if scaling is not None and scaling.rope_type == "linear":
+        frequencies = frequencies / np.float32(scaling.factor)
+    elif scaling is not None:
         original, low, high, factor = map(
             np.float32,
             (

@@ -208,8 +208,12 @@ def weight_axes(name: str) -> str:
 
     >>> weight_axes("layers.0.self_attn.o_proj.weight"), weight_axes("norm.weight")
     ('W N', 'D')
+    >>> weight_axes("layers.0.self_attn.k_proj.bias")  # shared out as the outputs that it adds to
+    'K'
     """
-    return _WEIGHTS.get(name.split(".")[-2], "D")
+    module, kind = name.split(".")[-2:]
+    axes = _WEIGHTS.get(module, "D")
+    return axes.split()[0] if kind == "bias" else axes
 
 
 def weight_shardings(names: Iterable[str], mesh: Mesh | None) -> dict[str, NamedSharding | None]:

@@ -128,6 +128,12 @@ def test_a_repository_that_is_not_open_says_what_to_do(hub, tmp_path, name, says
     assert opened(tmp_path, name, hub.address).startswith(says)
 
 
+def test_a_repository_without_safetensors_says_what_it_may_hold(hub, tmp_path):
+    (tmp_path / "repository" / "model.safetensors").rename(tmp_path / "llama.gguf")
+    found = opened(tmp_path, "me/llama", hub.address)
+    assert found.startswith("CheckpointError: me/llama has no safetensors. GGUF and torch pickles")
+
+
 def test_without_a_network_it_says_so_at_once(tmp_path):
     for environment in ({}, {"HF_HUB_OFFLINE": "1"}):
         found = opened(tmp_path, "me/llama", "http://127.0.0.1:9", **environment)

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from llama_jax import Llama
 from llama_jax.base import replacing
 from llama_jax.checkpoint import CheckpointError, huggingface, tensors
-from llama_jax.config import LlamaConfig
+from llama_jax.config import ConfigError, LlamaConfig
 from llama_jax.dtypes import DtypeError, as_dtype
 from llama_jax.model import Model, parameters
 
@@ -28,6 +28,7 @@ CONFIG = LlamaConfig(
 )
 TIED = dataclasses.replace(CONFIG, tie_word_embeddings=True)
 K_PROJ = "layers.1.self_attn.k_proj.weight"
+NORM = "model.norm.weight"
 
 
 def random_model(config=CONFIG, dtype=jnp.float32, seed=0):
@@ -280,8 +281,18 @@ def test_a_folder_that_is_no_checkpoint_says_what_one_holds_and_what_it_has(tmp_
 
 
 def test_a_config_that_is_not_json(saved):
-    for content, what in (("{", "config.json is not JSON"), ("[]", "config.json holds a list")):
-        (saved / "config.json").write_text(content)
+    for content, what in (
+        ("{", "config.json is not JSON"),
+        ("[]", "config.json holds a list"),
+        ("\xe9".encode("latin-1"), "config.json is not JSON"),
+        ("[" * 100_000 + "]" * 100_000, "too deep in each other"),
+        ('{"a": {"b": 1, "b": 2}}', "the name 'b' is twice in one object"),
+        ("1" * 5000, "config.json is not JSON"),
+        (" " * 64 * 2**20 + "{}", "has 67,108,866 bytes; settings have at most"),
+    ):
+        (saved / "config.json").write_bytes(
+            content if isinstance(content, bytes) else content.encode()
+        )
         with pytest.raises(CheckpointError, match=what):
             huggingface.read_config(saved)
 
@@ -298,6 +309,79 @@ def test_missing_surplus_and_misshapen_tensors_are_listed_with_both_shapes(saved
     assert f"{K_PROJ}: file has [16, 16], config says [8, 16]" in message
     assert "layers.7.mlp.up_proj.weight: file has [24, 16], config has no such tensor" in message
     assert "Is num_key_value_heads right" in message
+
+
+@pytest.mark.parametrize("format", ["huggingface", "orbax"])
+def test_more_layers_than_the_files_have_tensors_is_refused_before_a_model_is_made(
+    tmp_path, monkeypatch, format
+):
+    Llama(random_model()).save(tmp_path / "llama", format)
+    config = json.loads((tmp_path / "llama" / "config.json").read_text())
+    many = json.dumps({**config, "num_hidden_layers": 100_000})
+    (tmp_path / "llama" / "config.json").write_text(many)
+    monkeypatch.setattr("llama_jax.llama.Model", None)
+    with pytest.raises(CheckpointError, match="says 100,000 layers, and the files have 21 tensors"):
+        Llama.from_pretrained(tmp_path / "llama")
+
+
+def test_a_header_with_a_name_twice_is_refused(saved):
+    file = saved / "model.safetensors"
+    raw = file.read_bytes()
+    size = int.from_bytes(raw[:8], "little")
+    entry = f'"{NORM}":' + json.dumps(json.loads(raw[8 : 8 + size])[NORM])
+    header = (raw[8 : 8 + size].rstrip().removesuffix(b"}").decode() + "," + entry + "}").encode()
+    file.write_bytes(len(header).to_bytes(8, "little") + header + raw[8 + size :])
+    assert "the name 'model.norm.weight' is twice in one object" in error(saved)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("adapter_config.json", r"is a LoRA adapter.*merge_and_unload.*base model is 'me/base'"),
+        ("llama.Q4_K_M.gguf", "is GGUF, llama.cpp's format.*Open the checkpoint"),
+        ("quantize_config.json", "is weights quantized by GPTQ"),
+        ("quant_config.json", "is weights quantized by AWQ"),
+        ("pytorch_model-00001-of-00002.bin", "is torch pickles.*save_pretrained"),
+    ],
+)
+@pytest.mark.parametrize("config", [False, True], ids=["alone", "with a config"])
+@pytest.mark.filterwarnings("ignore:.*LoRA adapter")
+def test_what_is_no_checkpoint_of_this_kind_is_named_as_what_it_is(saved, name, says, config):
+    (saved / "model.safetensors").unlink()
+    (saved / name).write_text('{"base_model_name_or_path": "me/base"}')
+    if not config:
+        (saved / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=says):
+        Llama.from_pretrained(saved)
+
+
+def test_a_gguf_file_is_named_as_what_it_is(tmp_path):
+    (tmp_path / "llama.gguf").write_bytes(b"GGUF")
+    with pytest.raises(CheckpointError, match=r"llama.gguf is GGUF.*A checkpoint is a folder"):
+        Llama.from_pretrained(tmp_path / "llama.gguf")
+
+
+def test_an_adapter_beside_a_whole_model_is_said_to_be_left_out(saved):
+    (saved / "adapter_config.json").write_text("{}")
+    with pytest.warns(UserWarning, match="LoRA adapter .* the model without it"):
+        Llama.from_pretrained(saved)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("self_attn.q_proj.qweight", "quantized by GPTQ or AWQ"),
+        ("mlp.up_proj.weight.quant_state.bitsandbytes__nf4", "quantized by bitsandbytes"),
+        ("mlp.up_proj.scales", "with their scales (MLX)"),
+        ("mlp.up_proj.SCB", "quantized by bitsandbytes to 8 bits"),
+        ("self_attn.q_proj.lora_A.weight", "These are a LoRA's"),
+        ("self_attn.q_proj.bias", "attention_bias = true"),
+        ("mlp.up_proj.bias", "mlp_bias = true"),
+    ],
+)
+def test_tensors_tell_who_made_them(saved, name, says):
+    rewrite(saved, lambda held: held.update({f"model.layers.0.{name}": np.zeros(4, np.float32)}))
+    assert says in error(saved)
 
 
 def test_long_lists_are_cut(saved):
@@ -347,6 +431,8 @@ def test_an_index_that_says_what_the_shards_do_not(sharded):
         ("lm_head.weight", first, f"{first}: model.safetensors.index.json says it has lm_head"),
         ("lm_head.weight", "../x.safetensors", "no file name"),
         ("lm_head.weight", 3, "no file name"),
+        ("lm_head.weight", "x" * 300, "lacks 1 of the"),
+        ("lm_head.weight", "x\0y", "lacks 1 of the"),
     ):
         changed = {"weight_map": {**content["weight_map"], name: file}}
         index.write_text(json.dumps(changed))
@@ -404,6 +490,28 @@ def test_stop_tokens_and_their_files(tmp_path):
     huggingface.save(tmp_path / "llama", random_model())
     assert huggingface.read_stop_tokens(tmp_path / "llama") == ()
     assert huggingface.read_tokenizer(tmp_path / "llama") is None
+
+
+@pytest.mark.parametrize("name", ["generation_config.json", "config.json"])
+@pytest.mark.parametrize("ids", ["1793", [1793.5], ["<|eot_id|>"], True, -1, {}, 1.0])
+def test_end_tokens_that_are_no_ids_are_refused(saved, name, ids):
+    file = saved / name
+    settings = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps({**settings, "eos_token_id": ids}))
+    with pytest.raises(ConfigError, match=f"{name}: eos_token_id is .*; it must be a token id"):
+        Llama.from_pretrained(saved)
+
+
+def test_other_fields_of_the_generation_config_are_checked_too(saved):
+    (saved / "generation_config.json").write_text('{"temperature": "0.6", "mine": {}}')
+    with pytest.raises(ConfigError, match=r"temperature is '0.6'; it must be a number"):
+        Llama.from_pretrained(saved)
+
+
+def test_an_end_token_that_the_vocabulary_does_not_have_is_said(saved):
+    (saved / "generation_config.json").write_text('{"eos_token_id": [3, 32]}')
+    with pytest.warns(UserWarning, match="eos_token_id has 32, and the vocabulary is 0 to 31"):
+        Llama.from_pretrained(saved)
 
 
 def test_a_new_checkpoint_replaces_the_old_one_and_leaves_other_files(sharded):

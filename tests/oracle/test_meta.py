@@ -211,6 +211,109 @@ def test_broken_files_are_named(weights, tmp_path):
     refused(folder, "no consolidated.00.pth; it has params.json")
 
 
+def rezipped(folder, change, compression=zipfile.ZIP_STORED):
+    """Writes the one file of a checkpoint anew, its entries changed: name -> bytes."""
+    (file,) = folder.glob("*.pth")
+    with zipfile.ZipFile(file) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    change(entries)
+    with zipfile.ZipFile(file, "w", compression) as archive:
+        for name, data in entries.items():
+            archive.writestr(name, data)
+    return file
+
+
+def named(entries, end):
+    return next(name for name in entries if name.endswith(end))
+
+
+def test_a_file_whose_entries_are_compressed_is_refused(weights, tmp_path):
+    folder = write(tmp_path / "meta", weights)
+    rezipped(folder, lambda entries: None, zipfile.ZIP_DEFLATED)
+    refused(folder, r"is compressed \(.*nothing of it was opened")
+    rezipped(folder, lambda entries: None)  # and so without compression it is read as before
+    plain = Llama.from_pretrained(write(tmp_path / "plain", weights))
+    same(values(Llama.from_pretrained(folder)), values(plain))
+
+
+def test_a_file_of_the_other_byte_order_is_refused(weights, tmp_path):
+    folder = write(tmp_path / "meta", weights)
+    rezipped(folder, lambda entries: entries.update({named(entries, "/byteorder"): b"big"}))
+    refused(folder, "the other byte order")
+
+
+def test_a_piece_of_another_size_than_its_tensors_is_refused(weights, tmp_path):
+    folder = write(tmp_path / "meta", weights)
+
+    def shorten(entries):
+        name = named(entries, "/data/3")
+        entries[name] = entries[name][:-64]
+
+    rezipped(folder, shorten)
+    refused(folder, "pieces of data for")
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_pickle_out_of_proportion_is_refused_before_it_is_read(
+    weights, tmp_path, monkeypatch, compression
+):
+    folder = write(tmp_path / "meta", weights)
+    bomb = b"(" + b"]" * 30_000_000 + b"."
+    rezipped(folder, lambda e: e.update({named(e, "/data.pkl"): bomb}), compression)
+    monkeypatch.setattr(torch, "load", None)
+    refused(folder, "is compressed" if compression else "data.pkl has 30,000,002 bytes; what says")
+
+
+@pytest.mark.parametrize(
+    "content", [{}, {1: torch.ones(2)}, [torch.ones(2)], {"a": torch.ones(2).to_sparse()}, {"a": 1}]
+)
+def test_what_holds_no_plain_tensors_by_name_is_refused(tmp_path, content):
+    folder = write(tmp_path / "meta", {})
+    torch.save(content, folder / "consolidated.00.pth")
+    refused(folder, "no tensors by name|in one piece|pieces of data")
+
+
+def test_a_tensor_whose_sign_is_kept_apart_is_refused(weights, tmp_path):
+    folder = write(tmp_path / "meta", {**weights, "norm.weight": torch._neg_view(torch.ones(64))})
+    refused(folder, "norm.weight does not lie in the file in one piece|pieces of data")
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\x80\x02", b"\x80\x02}q\x00(X\xff\xff\xff\x7f.", b"(" * 99]
+)
+def test_a_damaged_pickle_is_named(weights, tmp_path, data):
+    folder = write(tmp_path / "meta", weights)
+    rezipped(folder, lambda entries: entries.update({named(entries, "/data.pkl"): data}))
+    refused(folder, "is not a whole torch file|would run code|no tensors by name")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        torch.ones(48, 64, dtype=torch.int8),
+        torch.ones(48, 64, dtype=torch.bfloat16),
+        torch.ones(48, 1),  # NumPy would repeat its one column
+        torch.tensor(3.0),
+    ],
+    ids=["int8", "bfloat16", "a column", "a number"],
+)
+@pytest.mark.parametrize("name", ["tok_embeddings.weight", "norm.weight"])
+def test_ranks_whose_parts_do_not_go_together_are_refused(weights, tmp_path, other, name):
+    folder = write(tmp_path / "meta", weights, ranks=2)
+    file = folder / "consolidated.01.pth"
+    held = torch.load(file, weights_only=True)
+    torch.save({**held, name: other}, file)
+    refused(folder, rf"{name}: (ranks have F32 \[\d+(, 64)?\], |files have)")
+
+
+def test_more_layers_than_the_files_have_tensors_is_refused_before_a_model_is_made(
+    weights, tmp_path, monkeypatch
+):
+    folder = write(tmp_path / "meta", weights, n_layers=100_000)
+    monkeypatch.setattr("llama_jax.llama.Model", None)
+    refused(folder, "the config says 100,000 layers, and the files have 21 tensors")
+
+
 def test_data_that_no_tensor_names_is_refused(weights, tmp_path):
     folder = write(tmp_path / "meta", weights)
     (file,) = folder.glob("*.pth")

@@ -237,12 +237,13 @@ def weights(llama: Llama, *, selection: Selection | None = None) -> Weights:
 def _in_order(slots: Mapping[str, Any]) -> dict[str, Any]:
     """Layer by layer, each in the order of the forward pass; what is in none, first."""
 
-    def key(name: str) -> tuple[int, int, str]:
-        match = re.match(r"layers\.(\d+)\.(.*)\.weight$", name)
+    def key(name: str) -> tuple[int, int, str, bool]:
+        match = re.match(r"layers\.(\d+)\.(.*)\.(weight|bias)$", name)
         if not match:
-            return -1, OUTSIDE.index(name) if name in OUTSIDE else len(OUTSIDE), name
+            return -1, OUTSIDE.index(name) if name in OUTSIDE else len(OUTSIDE), name, False
         known = match[2] in KINDS
-        return int(match[1]), KINDS.index(match[2]) if known else len(KINDS), match[2]
+        at = KINDS.index(match[2]) if known else len(KINDS)
+        return int(match[1]), at, match[2], match[3] == "bias"
 
     return {name: slots[name] for name in sorted(slots, key=key)}
 
