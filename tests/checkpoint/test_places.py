@@ -54,8 +54,8 @@ def test_what_is_replaced_while_it_is_read_is_no_checkpoint(llama, tmp_path, mon
     module = {"huggingface": huggingface, "orbax": orbax}[format]
     load = module.load
 
-    def slow(folder, *arguments):
-        load(folder, *arguments)
+    def slow(folder, *arguments, **named):
+        load(folder, *arguments, **named)
         llama.save(folder, format=format)
 
     monkeypatch.setattr(module, "load", slow)
