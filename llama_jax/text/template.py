@@ -20,7 +20,9 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import jinja2
-from jinja2 import ext, nodes, sandbox
+from jinja2 import ext, nodes
+
+from llama_jax.text import sandbox
 
 __all__ = ["TIME_LIMIT", "Part", "TemplateError", "render"]
 
@@ -46,8 +48,9 @@ def render(
     `variables` is what users and models say (JSON's values only), `named` what the template is told
     besides, such as `bos_token`. One thing is the template's own business: brackets that it writes
     around a text from outside, `'<|' + name + '|>'`. Raises `TemplateError`: for an error or a
-    refusal of the template, a step out of the sandbox, more than `TIME_LIMIT`, and for messages
-    that hold the name of a special token where the template does not hand them on as they are.
+    refusal of the template, a step out of the sandbox, more than `TIME_LIMIT` or what
+    `llama_jax.text.sandbox` allows, and for messages that hold the name of a special token where
+    the template does not hand them on as they are.
 
     >>> source = "{{ bos }}{% for m in messages %}{{ m.content | trim }}{{ '<eot>' }}{% endfor %}"
     >>> messages = [{"content": "not the end: <eot> "}]
@@ -57,8 +60,9 @@ def render(
     template, now = _compiled(source), datetime.datetime.now()
 
     def rendered(variables: Any) -> str:
-        with _in_words("cannot be rendered"):
-            return template.render(**variables, **named, strftime_now=now.strftime)
+        with _in_words("cannot be rendered"), sandbox.metered():
+            pieces = template.generate(**variables, **named, strftime_now=now.strftime)
+            return sandbox.Environment.concat(pieces)
 
     plain = rendered(variables)
     hide, show = _substitution(special, [source, plain, *_strings(variables)])
@@ -118,23 +122,6 @@ def _strings(value: Any) -> list[str]:
 # What transformers (5.23, utils/chat_template_utils.py) gives to a template
 
 
-class _Sandbox(sandbox.ImmutableSandboxedEnvironment):
-    # Python would be at 9**9**9 for hours, in one step that no clock interrupts.
-    intercepted_binops = frozenset({"*", "**"})
-
-    def call_binop(
-        self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any
-    ) -> Any:
-        small = all(isinstance(x, int | float) and abs(x) < 2**64 for x in (left, right))
-        if operator == "**" and not (small and abs(right) < 64):
-            raise jinja2.exceptions.SecurityError("a power is too large")
-        if operator == "*" and not small:
-            sequence, times = (left, right) if hasattr(left, "__len__") else (right, left)
-            if not (hasattr(sequence, "__len__") and len(sequence) * times < 1_000_000):
-                raise jinja2.exceptions.SecurityError("a product is too large")
-        return super().call_binop(context, operator, left, right)
-
-
 class _Generation(ext.Extension):
     """`{% generation %}` marks what the assistant says; for a prompt it means nothing."""
 
@@ -151,23 +138,23 @@ def _raise(message: str) -> None:
 
 
 def _to_json(
-    value: Any,
+    x: Any,
     ensure_ascii: bool = False,
     indent: int | None = None,
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
     return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+        x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
 
 
 @functools.lru_cache(maxsize=16)
 def _compiled(source: str) -> jinja2.Template:
-    environment = _Sandbox(
+    environment = sandbox.Environment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, ext.loopcontrols]
     )
-    environment.filters["tojson"] = _to_json
+    environment.filters["tojson"] = sandbox.bounded("tojson", _to_json)
     environment.globals["raise_exception"] = _raise
     with _in_words("is no Jinja"):
         return environment.from_string(source)
@@ -196,7 +183,8 @@ def _within(seconds: float) -> Iterator[None]:
     def look(frame: Any, event: str, argument: Any) -> Any:
         if time.monotonic() > end:
             raise TimeoutError(f"it runs for more than {seconds:g} seconds")
-        return look
+        # What weighs is short, and called for all that is made: it is not looked at line by line.
+        return None if frame.f_code.co_filename == sandbox.__file__ else look
 
     before = sys.gettrace()
     sys.settrace(look)
