@@ -94,7 +94,13 @@ def encode_chat(
             )
         variables = _variables(messages, offered, today, add_generation_prompt)
         parts = render(source, variables, tokenizer.named_tokens, tokenizer.special)
-    return [id for part in parts for id in _ids(tokenizer, part)]
+    for is_special, text in parts:
+        if is_special and text not in tokenizer.special:
+            raise ChatError(
+                f"This vocabulary has no {text}, which this chat needs: is it one of Llama 3.1 or "
+                "later? Another format can be given as template=, a Jinja text."
+            )
+    return tokenizer.encode_parts(parts)
 
 
 class _Turn(NamedTuple):
@@ -189,18 +195,6 @@ def _header(role: str) -> Iterator[Part]:
     yield False, role
     yield True, "<|end_header_id|>"
     yield False, "\n\n"  # by itself: a content that begins with a line feed does not join it
-
-
-def _ids(tokenizer: Tokenizer, part: Part) -> list[int]:
-    is_special, text = part
-    if not is_special:
-        return tokenizer.encode(text, bos=False)
-    if text not in tokenizer.special:
-        raise ChatError(
-            f"This vocabulary has no {text}, which this chat needs: is it one of Llama 3.1 or "
-            "later? Another format can be given as template=, a Jinja text."
-        )
-    return [tokenizer.special[text]]
 
 
 # A checkpoint's own template
