@@ -48,10 +48,12 @@ def read_reply(
     tokens: Iterable[int],
     tools: Sequence[Tool] | None = None,
     text: str | None = None,
+    begun: str = "",
 ) -> Reply:
     """The reply that these tokens are: content, calls in whatever form, and how it ended.
 
-    `text` is the text of the reply where a text stopped it before its last token. Calls that are
+    `text` is the text of the reply where a text stopped it before its last token; `begun` is what
+    stands before the tokens in the same message, for a reply that was prefilled. Calls that are
     malformed are left in the content, and `problem` says what is wrong (`parse_calls`). Raises
     `TokenError` for tokens that are none, and `ToolError` for tools.
 
@@ -73,6 +75,7 @@ def read_reply(
     ]
     if text is not None:
         pieces = _first_characters(pieces, len(text))
+    pieces[0] = begun + pieces[0]
     parsed = [
         parse_calls(piece, tagged, parameters, cut_off=ended == "length")
         for piece, tagged in zip(pieces, [False] + [True] * len(pieces), strict=False)

@@ -35,6 +35,8 @@ _LARGEST = 2**61  # from here on integers can be chosen so that a dict of them t
 _DIGITS = 400  # that are rounded to: 10 to that power is computed
 _TOO_MUCH = SIZE_LIMIT + 1
 
+_OF_JINJA = ("_loop_vars", "_block_vars")  # that it adds to a call's arguments for itself
+
 # Concrete ones: to ask whether something is of an abstract type takes long.
 _VIEWS: Any = type({}.keys()) | type({}.values()) | type({}.items())
 _COLLECTIONS: Any = list | tuple | set | frozenset | _VIEWS
@@ -78,7 +80,8 @@ class Environment(sandbox.ImmutableSandboxedEnvironment):
         owner, name = getattr(__obj, "__self__", None), getattr(__obj, "__name__", None)
         grows = _METHODS.get(name) if isinstance(name, str) else None
         if grows is not None:
-            _check(f"{name}()", grows(*([] if owner is None else [owner]), *arguments, **named))
+            said = {key: value for key, value in named.items() if key not in _OF_JINJA}
+            _check(f"{name}()", grows(*([] if owner is None else [owner]), *arguments, **said))
         return made(super().call(__context, __obj, *arguments, **named))
 
     def call_binop(self, context: runtime.Context, operator: str, left: Any, right: Any) -> Any:

@@ -33,7 +33,7 @@ class Tokenizer:
 
     `backend` is one of `tokenizers`, which is taken over and must be byte-level or written as
     SentencePiece's are (else `TokenError`), or a `Backend` of ours. `bos` is the id that `encode`
-    puts first, or None.
+    puts first, or None. In all, `encode` puts the ids `before` and `behind` around a text.
 
     >>> from llama_jax.cria.vocabulary import train_tokenizer
     >>> backend = train_tokenizer(["the mill by the lake, the lamp in the mill"], vocab_size=528)
@@ -51,9 +51,8 @@ class Tokenizer:
         self.vocab_size: int = backend.vocab_size
         self._ids = self.vocab_size
         self.bos = None if bos is None else self._tokens([bos])[0][0]
-        # What `encode` puts before and behind a text.
-        self._before: list[int] = [] if self.bos is None else [self.bos]
-        self._behind: list[int] = []
+        self.before: list[int] = [] if self.bos is None else [self.bos]
+        self.behind: list[int] = []
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str], bos_token: str | None = None) -> Tokenizer:
@@ -77,11 +76,11 @@ class Tokenizer:
             raise TokenError(f"{path} has no token {name!r}: give another bos_token.")
         tokenizer = cls(backend, bos)
         tokenizer._config = config
-        before, tokenizer._behind = backend.around
+        before, tokenizer.behind = backend.around
         # A tokenizer.json alone that says nothing may have lost what says it: Llama 3 begins so.
         alone = not before and not path.with_name("tokenizer_config.json").is_file()
         if not (bos_token or alone or isinstance(backend, TiktokenBPE)):
-            tokenizer._before = before
+            tokenizer.before = before
         return tokenizer
 
     def padded(self, size: int) -> Tokenizer:
@@ -106,9 +105,9 @@ class Tokenizer:
         allowed = self._allowed(allow_special)
         if not bos:
             return self._encode(text, allowed)
-        first = b"".join(data or b"" for _, data in self._tokens(self._before))
+        first = b"".join(data or b"" for _, data in self._tokens(self.before))
         ids = self._encode(text.removeprefix(first.decode("utf-8", "surrogateescape")), allowed)
-        return [*self._before, *ids, *self._behind]
+        return [*self.before, *ids, *self.behind]
 
     def encode_parts(self, parts: Iterable[tuple[bool, str]]) -> list[int]:
         """The ids of a text in parts, `(is special, text)`; the names in the others stay text.
@@ -211,10 +210,10 @@ class Tokenizer:
         """
         directory = pathlib.Path(directory)
         backend = self._backend.to_tokenizers()
-        if self._before or self._behind:
+        if self.before or self.behind:
             name: Any = backend.id_to_token
             backend.post_processor = _puts_around(
-                [(name(id), id) for id in self._before], [(name(id), id) for id in self._behind]
+                [(name(id), id) for id in self.before], [(name(id), id) for id in self.behind]
             )
         backend.save(os.fspath(directory / "tokenizer.json"))
         config = {

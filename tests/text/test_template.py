@@ -201,6 +201,7 @@ PAIRS = (
         "{{ 'a' | center(width=2000000000) }}",
         "{{ 'a'.center(2000000000) }}",
         "{{ 'a'['ljust'](2000000000) }}",
+        "{% for i in [1] %}{{ 'a'.center(2000000000) }}{% endfor %}",
         "{{ ('a' | attr('rjust'))(2000000000) }}",
         "{{ ['a'] | map('center', 2000000000) | first }}",
         "{{ '1'.zfill(2000000000) }}",
@@ -292,13 +293,14 @@ def test_bounds_leave_what_templates_do():
         "{{ messages | map(attribute='content') | join(', ') }}{{ 7 // 2 }}{{ 2 ** 10 }}"
         "{{ [1, 2, 3] | batch(2, 0) | list }}{{ messages[:1] | tojson(indent=1) }}{{ -3 % 5 }}"
         "{% for a, b in [(1, 2)] %}{{ a }}{% set c, d = b, a %}{{ c }}{% endfor %}"
+        "{% for a in [' b '] %}{{ a.strip() }}{{ '{}'.format(a) }}{% endfor %}"
         "{{ '|'.join(messages | map(attribute='role')) }}{{ 'xay'.strip('xy') }}"
         "{{ 'a/b'.rsplit('/') }}"
     )
     messages = [{"role": "user", "content": "Hi", "n": 2}]
     assert written(text, messages) == (
         "  a  a    2.0   1b1a\n    b7[3, 4]3(1, 2){'a': [1]}2.5Hi31024[[1, 2], [3, 0]]"
-        '[\n {\n  "role": "user",\n  "content": "Hi",\n  "n": 2\n }\n]212usera[\'a\', \'b\']'
+        '[\n {\n  "role": "user",\n  "content": "Hi",\n  "n": 2\n }\n]212b b usera[\'a\', \'b\']'
     )
 
 
