@@ -351,5 +351,9 @@ def _data(value: Any) -> Any:
 
     try:
         return json.loads(json.dumps(value, default=known))
-    except TypeError as error:
+    except ChatError:
+        raise
+    except RecursionError:
+        raise ChatError("A message is nested too deeply.") from None
+    except (TypeError, ValueError) as error:
         raise ChatError(f"A message is no JSON: {error}.") from None

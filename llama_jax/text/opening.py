@@ -39,7 +39,7 @@ def open_tokenizer(path: pathlib.Path) -> tuple[Backend, dict[str, Any]]:
     Raises `TokenError` that names the file and the field for what cannot be read.
     """
     content = _content(path)
-    config = _settings(path)
+    config, older = _settings(path)
     if not content.lstrip().startswith(b"{"):
         return TiktokenBPE(read_ranks(content, os.fspath(path))), config
     bpe = _from_buffer(content, path)
@@ -50,7 +50,7 @@ def open_tokenizer(path: pathlib.Path) -> tuple[Backend, dict[str, Any]]:
     if kind in _BUILT and isinstance(bpe.model, models.BPE) and not misnamed:
         bpe, missing = _BUILT[kind](bpe, json.loads(content)["model"], config)
         config = missing | config
-    bpe.add_tokens(_added(bpe, config, listed))
+    bpe.add_tokens(_added(bpe, config, older | listed))
     try:
         return TokenizersBPE(bpe), config
     except TokenError as error:
@@ -95,26 +95,29 @@ def _parsed(content: bytes, path: pathlib.Path) -> dict[str, Any]:
     return found
 
 
-def _settings(tokenizer: pathlib.Path) -> dict[str, Any]:
-    """The content of the files beside a tokenizer's, each field checked."""
+def _settings(tokenizer: pathlib.Path) -> tuple[dict[str, Any], dict[int, AddedToken]]:
+    """The content of the files beside a tokenizer's, each field checked.
+
+    The tokens of `added_tokens.json`, by their ids, are given apart.
+    """
     path = tokenizer.with_name("tokenizer_config.json")
     config = _parsed(_content(path), path) if path.is_file() else {}
     _check_fields(config, path)
+    older: dict[int, AddedToken] = {}
     if "added_tokens_decoder" not in config:  # as written since 2023; the other files are older
         path = tokenizer.with_name("special_tokens_map.json")
         tokens = _parsed(_content(path), path) if path.is_file() else {}
         _check_fields(tokens, path)
-        config |= {
-            part: token | {"__type": "AddedToken", "special": True}
-            if isinstance(token, dict) and part in NAMED
-            else token
-            for part, token in tokens.items()
-        }
+        for part, token in tokens.items():
+            if part in NAMED and isinstance(token, dict):
+                token = token | {"__type": "AddedToken", "special": True}
+            if part.endswith(("_token", "_tokens")):
+                config[part] = token
         path = tokenizer.with_name("added_tokens.json")
-        if path.is_file():
-            config["added_tokens"] = _parsed(_content(path), path)
-            for name, id in config["added_tokens"].items():
-                _check(path, name, id, "a whole number", type(id) is int and id >= 0)
+        special = {token_name(config[part]) for part in NAMED if config.get(part)}
+        for name, id in (_parsed(_content(path), path) if path.is_file() else {}).items():
+            _check(path, name, id, "a whole number", type(id) is int and id >= 0)
+            older[id] = AddedToken(name, normalized=name not in special, special=name in special)
     path = tokenizer.with_name("chat_template.jinja")  # counts before one in the config
     if path.is_file():
         try:
@@ -124,7 +127,7 @@ def _settings(tokenizer: pathlib.Path) -> dict[str, Any]:
                 f"{path} is not UTF-8: byte 0x{path.read_bytes()[error.start]:02X} at "
                 f"{error.start}. Save it as UTF-8."
             ) from None
-    return config
+    return config, older
 
 
 def _check_fields(config: dict[str, Any], path: pathlib.Path) -> None:
@@ -188,13 +191,13 @@ def _token(value: Any) -> AddedToken:
 
 
 def _added(
-    bpe: tokenizers.Tokenizer, config: dict[str, Any], in_file: dict[int, AddedToken]
+    bpe: tokenizers.Tokenizer, config: dict[str, Any], in_files: dict[int, AddedToken]
 ) -> list[AddedToken]:
     """The tokens to add, in the order that gives new ones their ids; a known one gets its options.
 
     By transformers' `TokenizersBackend.__init__` and `_from_pretrained`.
     """
-    listed = _listed(config, in_file)
+    listed = _listed(config, in_files)
     by_name = {token.content: token for token in listed}
     named: dict[str, AddedToken] = {}
     for part in (*NAMED, *(field for field in config if field not in NAMED)):
@@ -223,18 +226,12 @@ def _added(
     return made
 
 
-def _listed(config: dict[str, Any], in_file: dict[int, AddedToken]) -> list[AddedToken]:
+def _listed(config: dict[str, Any], in_files: dict[int, AddedToken]) -> list[AddedToken]:
     """The tokens that the files list with their ids, in the order of those."""
     if config.get("added_tokens_decoder") is not None:
         decoder = config["added_tokens_decoder"]
         return [_token(decoder[id]) for id in sorted(decoder, key=int)]
-    special = {token_name(config[part]) for part in NAMED if config.get(part)}
-    found = {
-        id: AddedToken(name, normalized=name not in special, special=name in special)
-        for name, id in (config.get("added_tokens") or {}).items()
-    }
-    found |= in_file
-    return [found[id] for id in sorted(found)]
+    return [in_files[id] for id in sorted(in_files)]
 
 
 # Classes of transformers that take of a tokenizer.json the vocabulary and the merges only
