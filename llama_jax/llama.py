@@ -499,7 +499,9 @@ class Llama:
         stops = [*([stop] if isinstance(stop, str | int) else stop), *ends]
         written = self.generate(prompt.tokens, stop=stops, **settings)
         said = written.tokens[0, : written.lengths[0]]
-        reply = read_reply(tokenizer, said, tools, str(written.text), prompt.begun)
+        reply = read_reply(
+            tokenizer, said, tools, str(written.text), prompt.begun, self.stop_tokens
+        )
         return dataclasses.replace(reply, generation=written)
 
     def chat_tokens(

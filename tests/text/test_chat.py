@@ -18,6 +18,7 @@ from llama_jax.text import (
     read_reply,
 )
 from tests.text.templates import FUNCTION, WEATHER
+from tests.text.vocabularies import byte_level
 
 HI = [{"role": "user", "content": "Hi"}]
 
@@ -461,3 +462,12 @@ def test_calls_are_read_in_a_reply_that_was_begun(tokenizer):
     ids = tokenizer.encode(rest, bos=False, allow_special=True)
     reply = read_reply(tokenizer, ids, begun=begun)
     assert reply.tool_calls == (ToolCall("weather", {"city": "Rome"}),)
+
+
+def test_the_end_token_of_another_format_ends_a_turn():
+    tokenizer = Tokenizer(byte_level(special=("<|im_start|>", "<|im_end|>")))
+    end = tokenizer.special["<|im_end|>"]
+    ids = [*tokenizer.encode("Hi!"), end]
+    assert read_reply(tokenizer, ids, stops=(end,)).ended == "eot"
+    assert read_reply(tokenizer, ids).ended == "length"
+    assert read_reply(tokenizer, ids, stops=(end,)).content == "Hi!"
