@@ -39,7 +39,18 @@ from llama_jax.points import Points, resolve_weights
 from llama_jax.prompts import Prompt, PromptError, Rows, read
 from llama_jax.run import Run
 from llama_jax.sampling import Sampling
-from llama_jax.text import ENDS, Reply, Tokenizer, Tool, ToolFormat, encode_chat, read_reply
+from llama_jax.text import (
+    ENDS,
+    ChatError,
+    Reply,
+    TokenError,
+    Tokenizer,
+    Tool,
+    ToolFormat,
+    chat_prompt,
+    encode_chat,
+    read_reply,
+)
 
 __all__ = ["Llama", "Prompt", "PromptError", "Rows"]
 
@@ -62,6 +73,10 @@ class Llama:
     tokenizer: Tokenizer | None = None
     stop_tokens: tuple[int, ...] = ()
     name: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.tokenizer is not None:  # many vocabularies are padded to a round number
+            self.tokenizer = self.tokenizer.padded(self.config.vocab_size)
 
     @property
     def config(self) -> LlamaConfig:
@@ -223,6 +238,8 @@ class Llama:
     def tokens(self, text: str | Sequence[str], allow_special: bool = False) -> np.ndarray:
         """`[1, T]` int32 tokens with BOS; `[B, T]` for several texts of equal length in tokens.
 
+        What is put around a text is what the tokenizer's file says (`Tokenizer.encode`).
+
         Names of special tokens in the text stay plain text unless `allow_special`.
         """
         texts = [text] if isinstance(text, str) else list(text)
@@ -237,7 +254,8 @@ class Llama:
     def pieces(self, tokens: Any) -> Any:
         """A printable string per token, in lists shaped as `tokens` is; `[1, T]` gives one list.
 
-        A token that is part of a character is written in bytes, `\\\\xE2`.
+        A token that is part of a character is written in bytes, `\\\\xE2`, and an id of the model's
+        vocabulary that is no token of the tokenizer's as `<unused 128300>`.
         """
         array = np.asarray(tokens)
         if array.ndim == 2 and len(array) == 1:
@@ -260,16 +278,12 @@ class Llama:
                     f"Token {id}: the vocabulary is 0 to {self.config.vocab_size - 1}."
                 )
             return id
-        tokenizer = self._tokenizer()
-        if text in tokenizer.special:
-            return tokenizer.special[text]
-        ids = tokenizer.encode(text, bos=False)
-        if len(ids) != 1:
+        try:
+            return self._tokenizer().id(text)
+        except TokenError as error:
             raise PromptError(
-                f"{text!r} is {len(ids)} tokens, {tokenizer.pieces(ids)}, where one is needed; a "
-                "word within a text begins with its space."
-            )
-        return ids[0]
+                f"{error} One is needed; a word within a text begins with its space."
+            ) from None
 
     def run(
         self,
@@ -450,6 +464,7 @@ class Llama:
         knowledge_cutoff: str | None = None,
         today: str | None = None,
         template: bool | str = True,
+        continue_final_message: bool | str = False,
         **settings: Any,
     ) -> Reply:
         """The assistant's reply to messages, in the checkpoint's own chat format or Llama 3.1's.
@@ -459,26 +474,40 @@ class Llama:
         `reply.message` and a message of the role "tool" with the result, and chat again. Raises
         what `encode_chat` and `generate` raise, before anything runs.
 
+        With `continue_final_message` the last message, the assistant's, is the beginning of the
+        reply, and the model goes on from it: `reply.content` is the whole, which takes its place,
+        `reply.generation.text` what is new.
+
         >>> llama = Llama.from_pretrained("cria")
         >>> messages = [{"role": "user", "content": "Hello! I am Rosa."}]
         >>> reply = llama.chat(messages, temperature=0)
         >>> reply.content, reply.ended
         ('Hello, Rosa! How are you?', 'eot')
         """
-        prompt = self.chat_tokens(
+        prompt = chat_prompt(
+            self._tokenizer(),
             messages,
             tools,
             tool_format=tool_format,
             knowledge_cutoff=knowledge_cutoff,
             today=today,
             template=template,
+            add_generation_prompt=None,
+            continue_final_message=continue_final_message,
         )
+        if continue_final_message and messages[-1]["role"] != "assistant":
+            raise ChatError(
+                f"continue_final_message: the last message is of the {messages[-1]['role']}; a "
+                "reply goes on from an assistant's. chat_tokens takes any."
+            )
         tokenizer, stop = self._tokenizer(), settings.pop("stop", ())
         ends = [tokenizer.special[name] for name in ENDS if name in tokenizer.special]
         stops = [*writing.stop_items(stop), *ends]
-        written = self.generate(prompt[0], stop=stops, **settings)
+        written = self.generate(prompt.tokens, stop=stops, **settings)
         said = written.tokens[0, : written.lengths[0]]
-        reply = read_reply(tokenizer, said, tools, str(written.text))
+        reply = read_reply(
+            tokenizer, said, tools, str(written.text), prompt.begun, self.stop_tokens
+        )
         return dataclasses.replace(reply, generation=written)
 
     def chat_tokens(
@@ -490,12 +519,14 @@ class Llama:
         knowledge_cutoff: str | None = None,
         today: str | None = None,
         template: bool | str = True,
-        add_generation_prompt: bool = True,
+        add_generation_prompt: bool | None = None,
+        continue_final_message: bool | str = False,
     ) -> np.ndarray:
         """`[1, T]` int32 tokens of a chat, as `chat` gives them to the model; also for `run`.
 
-        Their text is `llama.tokenizer.decode(tokens[0])`. Without `add_generation_prompt` they end
-        with the last message. Raises what `llama_jax.text.encode_chat` raises.
+        Their text is `llama.tokenizer.decode(tokens[0])`. With `add_generation_prompt=False` they
+        end with the last message, with `continue_final_message` within it. Raises what
+        `llama_jax.text.encode_chat` raises.
 
         >>> llama = Llama.from_pretrained("cria")
         >>> tokens = llama.chat_tokens([{"role": "user", "content": "Hello!"}])
@@ -511,6 +542,7 @@ class Llama:
             today=today,
             template=template,
             add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
         )
         return np.array([ids], np.int32)
 

@@ -145,9 +145,12 @@ def repeated_tokens(llama: Llama, length: int = 48, rows: int = 4, seed: int = 0
     (1, 7)
     """
     rng = np.random.default_rng(seed)
-    bos = [] if llama.tokenizer is None else [int(llama.tokens("")[0, 0])]
-    special = () if llama.tokenizer is None else llama.tokenizer.special.values()
-    usual = np.setdiff1d(np.arange(llama.config.vocab_size), list(special))
+    tokenizer, size = llama.tokenizer, llama.config.vocab_size
+    bos = [] if tokenizer is None else tokenizer.before
+    special = () if tokenizer is None else tokenizer.special.values()
+    # Not the ids behind the tokenizer's, which no text has.
+    known = size if tokenizer is None else min(size, tokenizer.vocab_size)
+    usual = np.setdiff1d(np.arange(known), list(special))
     length = min(length, len(usual))
     once = [rng.choice(usual, length, replace=False) for _ in range(rows)]
     return np.array([[*bos, *row, *row] for row in once], np.int32)

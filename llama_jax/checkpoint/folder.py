@@ -43,6 +43,7 @@ _OURS = (
     "model*.safetensors",
     "model.safetensors.index.json",
     "special_tokens_map.json",
+    "added_tokens.json",
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",

@@ -28,11 +28,11 @@ from typing import Any, NamedTuple
 
 from llama_jax.text.calls import ToolCall, ToolError, ToolFormat, has_own_form, write_calls
 from llama_jax.text.reply import Reply
-from llama_jax.text.template import Part, render
+from llama_jax.text.template import Part, reads_parts, render
 from llama_jax.text.tokenizer import Tokenizer
 from llama_jax.text.tools import Tool, Tools, instructions, read_tools, system_header
 
-__all__ = ["ChatError", "encode_chat"]
+__all__ = ["ChatError", "ChatPrompt", "chat_prompt", "encode_chat"]
 
 ROLES = ("system", "user", "assistant", "ipython", "tool")  # "tool" is written as ipython
 
@@ -50,15 +50,18 @@ def encode_chat(
     knowledge_cutoff: str | None = None,
     today: str | None = None,
     template: bool | str = True,
-    add_generation_prompt: bool = True,
+    add_generation_prompt: bool | None = None,
+    continue_final_message: bool | str = False,
 ) -> list[int]:
     """The tokens of a chat, up to the header of the assistant's reply.
 
     A message is `{"role": …, "content": text}` with the roles system, user, assistant, and ipython
-    or tool for a tool's result. An assistant's may have `tool_calls` (`ToolCall`, or dicts as
-    `ToolCall.from_dict` reads them) and say how it `ended`, "eot" or "eom"; without that, calls
-    after `<|python_tag|>` end in eom, and all else in eot. Special tokens come from the format
-    alone: their names in a message, a tool or a call stay plain text.
+    or tool for a tool's result. The content may be in parts, `[{"type": "text", "text": …}, …]`: a
+    template that knows parts gets them, all else the text that they make. An assistant's may have
+    `tool_calls` (`ToolCall`, or dicts as `ToolCall.from_dict` reads them) and say how it `ended`,
+    "eot" or "eom"; without that, calls after `<|python_tag|>` end in eom, and all else in eot.
+    Special tokens come from the format alone: their names in a message, a tool or a call stay
+    plain text.
 
     `tools` are names of built-in ones and functions as JSON schemas. `tool_format` says how
     functions are described and called: `"json"` and `"function_tag"` are of Llama 3.1,
@@ -68,7 +71,13 @@ def encode_chat(
     `template` is True for the checkpoint's own template if it has one, False for Llama 3.1's
     format, or the name of one of several, or the text of one. A template gets what transformers
     gives it, with built-in tools as `builtin_tools` and `today` as `date_string`; whether it writes
-    BOS is its own business. Raises `ChatError`, `ToolError`, `TemplateError`, `TokenError`.
+    BOS is its own business.
+
+    `add_generation_prompt` says whether the header of a reply follows. With
+    `continue_final_message` none does, and the last message is left open, so that what is written
+    goes on from it; as in transformers' `apply_chat_template` white space at its end stays unless
+    the template takes it away, and a name is that of another field to continue than "content".
+    Raises `ChatError`, `ToolError`, `TemplateError`, `TokenError`.
 
     >>> from llama_jax import Llama
     >>> tokenizer = Llama.from_pretrained("cria").tokenizer
@@ -76,15 +85,55 @@ def encode_chat(
     ['<|begin_of_text|>', '<|start_header_id|>', 'user', ..., '<', '|', 'e', 'ot', '_', 'id', '|',
      '>', '<|eot_id|>', '<|start_header_id|>', 'assistant', '<|end_header_id|>', '\\n\\n']
     """
+    return chat_prompt(
+        tokenizer,
+        messages,
+        tools,
+        tool_format=tool_format,
+        knowledge_cutoff=knowledge_cutoff,
+        today=today,
+        template=template,
+        add_generation_prompt=add_generation_prompt,
+        continue_final_message=continue_final_message,
+    ).tokens
+
+
+class ChatPrompt(NamedTuple):
+    """The tokens of a chat, and what of the final message is written already, where it goes on."""
+
+    tokens: list[int]
+    begun: str = ""
+
+
+def chat_prompt(
+    tokenizer: Tokenizer,
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Tool] | None,
+    *,
+    tool_format: ToolFormat,
+    knowledge_cutoff: str | None,
+    today: str | None,
+    template: bool | str,
+    add_generation_prompt: bool | None,
+    continue_final_message: bool | str,
+) -> ChatPrompt:
+    """See `encode_chat`."""
     for name, date in (("knowledge_cutoff", knowledge_cutoff), ("today", today)):
         if date is not None and not isinstance(date, str):
             raise ChatError(f'{name} is {date!r}; it must be text, such as "26 July 2024".')
     turns, offered = _turns(messages), read_tools(tools)
+    field, opens = _continued(turns, messages, continue_final_message, add_generation_prompt)
     told = instructions(offered, tool_format)
     source = _template(tokenizer, template, offered)
     if source is None:
+        if field not in (None, "content"):
+            raise ChatError(
+                f"continue_final_message is {field!r}: the format of Llama 3.1 has content only; "
+                "give True, or a template that has more."
+            )
         turns = _with_tools(turns, offered, told, tool_format, knowledge_cutoff, today)
-        parts = list(_dialog(turns, tool_format, add_generation_prompt))
+        parts = list(_dialog(turns, tool_format, opens, field is not None))
+        begun = turns[-1].content if field else ""
     else:
         if knowledge_cutoff is not None or (told and tool_format != "json"):
             what = "knowledge_cutoff" if knowledge_cutoff is not None else "tool_format"
@@ -92,9 +141,50 @@ def encode_chat(
                 f"{what}: this checkpoint's chat template has its own way; leave it out, or give "
                 "template=False for the format of Llama 3.1."
             )
-        variables = _variables(messages, offered, today, add_generation_prompt)
-        parts = render(source, variables, tokenizer.named_tokens, tokenizer.special)
-    return [id for part in parts for id in _ids(tokenizer, part)]
+        variables = _variables(messages, offered, today, opens)
+        if not reads_parts(source):
+            for message, turn in zip(variables["messages"], turns, strict=True):
+                if isinstance(message.get("content"), list):
+                    message["content"] = turn.content
+        parts, begun = render(source, variables, tokenizer.named_tokens, tokenizer.special, field)
+    for is_special, text in parts:
+        if is_special and text not in tokenizer.special:
+            raise ChatError(
+                f"This vocabulary has no {text}, which this chat needs: is it one of Llama 3.1 or "
+                "later? Another format can be given as template=, a Jinja text."
+            )
+    return ChatPrompt(tokenizer.encode_parts(parts), begun)
+
+
+def _continued(
+    turns: list[_Turn],
+    messages: Sequence[Mapping[str, Any]],
+    wanted: bool | str,
+    add_generation_prompt: bool | None,
+) -> tuple[str | None, bool]:
+    """The field of the final message that goes on, or None; and whether a reply's header follows.
+
+    Only the final message can be left open.
+    """
+    if not isinstance(wanted, bool | str):
+        raise ChatError(
+            f"continue_final_message is {wanted!r}; it must be True, False or a field's name."
+        )
+    if not wanted:
+        return None, add_generation_prompt is None or bool(add_generation_prompt)
+    if add_generation_prompt:
+        raise ChatError(
+            "continue_final_message goes on from the last message, add_generation_prompt begins a "
+            "new one: give one of them."
+        )
+    field = "content" if wanted is True else wanted
+    place = f"messages[{len(turns) - 1}]"
+    if turns[-1].calls:
+        raise ChatError(f"{place} has tool_calls, behind which its {field} cannot go on.")
+    value = messages[-1].get(field)
+    if not (isinstance(value, str) or (field == "content" and value)):
+        raise ChatError(f"{place} has no {field} to go on from.")
+    return field, False
 
 
 class _Turn(NamedTuple):
@@ -130,8 +220,13 @@ def _turn(message: Any, place: str) -> _Turn:
         )
     if content is None and calls:
         content = ""
+    if isinstance(content, list | tuple):
+        content = "".join(_text_of(part, f"{place}, part {i}") for i, part in enumerate(content))
     if not isinstance(content, str):
-        raise ChatError(f"{place} has content of type {type(content).__name__}; it must be text.")
+        raise ChatError(
+            f"{place} has content of type {type(content).__name__}; it must be text, or parts "
+            '[{"type": "text", "text": "…"}].'
+        )
     ended = message.get("ended")
     if ended not in (None, "eot", "eom"):
         raise ChatError(f'{place} ended with {ended!r}; a message ends with "eot" or "eom".')
@@ -140,6 +235,15 @@ def _turn(message: Any, place: str) -> _Turn:
     except ToolError as error:
         raise ToolError(f"{place}: {error}") from None
     return _Turn(role, content, tuple(read), ended)
+
+
+def _text_of(part: Any, place: str) -> str:
+    kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+    if not isinstance(part, Mapping) or kind != "text":
+        raise ChatError(f'{place} is of type {kind!r}; this model reads {{"type": "text"}} only.')
+    if not isinstance(part.get("text"), str):
+        raise ChatError(f"{place} has a text of type {type(part.get('text')).__name__}.")
+    return part["text"]
 
 
 # The format of Llama 3.1
@@ -164,15 +268,19 @@ def _with_tools(
     return [*first, *([_Turn("user", apart)] if apart else []), *turns[len(system) :]]
 
 
-def _dialog(turns: list[_Turn], format: ToolFormat, add_generation_prompt: bool) -> Iterator[Part]:
+def _dialog(
+    turns: list[_Turn], format: ToolFormat, add_generation_prompt: bool, left_open: bool
+) -> Iterator[Part]:
     ipython = any(
         turn.role == "system" and "Environment: ipython" in turn.content.splitlines()
         for turn in turns
     )
     yield True, "<|begin_of_text|>"
-    for turn in turns:
+    for i, turn in enumerate(turns):
         yield from _header("ipython" if turn.role == "tool" else turn.role)
         yield False, turn.content
+        if left_open and i == len(turns) - 1:
+            return
         tagged = has_own_form(turn.calls) or (turn.calls and format == "json" and ipython)
         if tagged:
             yield True, _PYTHON_TAG
@@ -189,18 +297,6 @@ def _header(role: str) -> Iterator[Part]:
     yield False, role
     yield True, "<|end_header_id|>"
     yield False, "\n\n"  # by itself: a content that begins with a line feed does not join it
-
-
-def _ids(tokenizer: Tokenizer, part: Part) -> list[int]:
-    is_special, text = part
-    if not is_special:
-        return tokenizer.encode(text, bos=False)
-    if text not in tokenizer.special:
-        raise ChatError(
-            f"This vocabulary has no {text}, which this chat needs: is it one of Llama 3.1 or "
-            "later? Another format can be given as template=, a Jinja text."
-        )
-    return [tokenizer.special[text]]
 
 
 # A checkpoint's own template
@@ -255,5 +351,9 @@ def _data(value: Any) -> Any:
 
     try:
         return json.loads(json.dumps(value, default=known))
-    except TypeError as error:
+    except ChatError:
+        raise
+    except RecursionError:
+        raise ChatError("A message is nested too deeply.") from None
+    except (TypeError, ValueError) as error:
         raise ChatError(f"A message is no JSON: {error}.") from None

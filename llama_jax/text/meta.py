@@ -9,13 +9,14 @@ from __future__ import annotations
 import binascii
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 
-from llama_jax.text.backends import BYTE_ALPHABET, TokenError, cut_short
+from llama_jax.text.backends import BYTE_ALPHABET, Place, TokenError, cut_short, no_panic
+from llama_jax.text.decoding import UTF8, Decoder
 
 __all__ = ["LLAMA3_SPLIT", "SPECIAL_TOKENS", "TiktokenBPE", "read_ranks", "slices"]
 
@@ -57,7 +58,9 @@ class TiktokenBPE:
 
     def __init__(self, tokens: Sequence[bytes]) -> None:
         self.special = {name: len(tokens) + i for i, name in enumerate(SPECIAL_TOKENS)}
+        self.skipped = set(self.special.values())
         self.vocab_size = len(tokens) + len(SPECIAL_TOKENS)
+        self.around: tuple[list[int], list[int]] = ([self.special[SPECIAL_TOKENS[0]]], [])
         self._ranks = {token: rank for rank, token in enumerate(tokens)}
         self._bytes = [*tokens, *(name.encode() for name in SPECIAL_TOKENS)]
         self._bpe = _tiktoken().Encoding(
@@ -67,14 +70,27 @@ class TiktokenBPE:
             special_tokens=self.special,
         )
 
-    def encode(self, text: str) -> list[int]:
-        return [id for part in slices(text) for id in self._bpe.encode_ordinary(part)]
+    def encode(self, text: str, allowed: Collection[str] = (), at: Place = "start") -> list[int]:
+        ids: list[int] = []
+        with no_panic(text):
+            for is_special, part in _cut(text, allowed):
+                if is_special:
+                    ids.append(self.special[part])
+                else:
+                    ids += (id for some in slices(part) for id in self._bpe.encode_ordinary(some))
+        return ids
+
+    def stripped(self, name: str) -> tuple[bool, bool]:
+        return False, False
 
     def token_bytes(self, id: int) -> bytes:
         return self._bytes[id]
 
     def token_id(self, name: str) -> int | None:
         return self.special.get(name)
+
+    def decoder(self) -> Decoder:
+        return UTF8(self.token_bytes)
 
     def to_ranks(self) -> bytes:
         """The content of a `tokenizer.model`."""
@@ -189,6 +205,14 @@ def _instead(content: bytes) -> str:
     if b"\0" in start or b"<unk>" in start:
         return "This is binary, as Llama 2's SentencePiece model; convert that to tokenizer.json."
     return _AGAIN
+
+
+def _cut(text: str, names: Collection[str]) -> Iterator[tuple[bool, str]]:
+    """`(is special, part)`, cut at the special tokens of these names."""
+    longest_first = sorted(names, key=len, reverse=True)
+    pattern = f"({'|'.join(map(re.escape, longest_first))})"
+    for i, part in enumerate(re.split(pattern, text) if names else [text]):
+        yield i % 2 == 1, part
 
 
 def _name(token: bytes) -> str:

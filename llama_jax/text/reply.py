@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from llama_jax.text.calls import ToolCall
@@ -48,10 +48,14 @@ def read_reply(
     tokens: Iterable[int],
     tools: Sequence[Tool] | None = None,
     text: str | None = None,
+    begun: str = "",
+    stops: Collection[int] = (),
 ) -> Reply:
     """The reply that these tokens are: content, calls in whatever form, and how it ended.
 
-    `text` is the text of the reply where a text stopped it before its last token. Calls that are
+    `text` is the text of the reply where a text stopped it before its last token; `begun` is what
+    stands before the tokens in the same message, for a reply that was prefilled. `stops` are end
+    tokens besides those of Llama 3.1, as other formats have. Calls that are
     malformed are left in the content, and `problem` says what is wrong (`parse_calls`). Raises
     `TokenError` for tokens that are none, and `ToolError` for tools.
 
@@ -64,7 +68,8 @@ def read_reply(
     """
     ids = [int(id) for id in tokens]
     parameters = read_tools(tools).parameters
-    ends = {tokenizer.special.get(name): end for name, end in ENDS.items()}
+    ends: dict[int | None, Ended] = dict.fromkeys(stops, "eot")
+    ends |= {tokenizer.special.get(name): end for name, end in ENDS.items()}
     ended = ends.get(ids[-1], "length") if ids else "length"
     # The first piece is what is said, each other one stood after <|python_tag|>.
     pieces = [
@@ -73,6 +78,7 @@ def read_reply(
     ]
     if text is not None:
         pieces = _first_characters(pieces, len(text))
+    pieces[0] = begun + pieces[0]
     parsed = [
         parse_calls(piece, tagged, parameters, cut_off=ended == "length")
         for piece, tagged in zip(pieces, [False] + [True] * len(pieces), strict=False)

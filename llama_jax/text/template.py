@@ -20,9 +20,11 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import jinja2
-from jinja2 import ext, nodes, sandbox
+from jinja2 import ext, nodes
 
-__all__ = ["TIME_LIMIT", "Part", "TemplateError", "render"]
+from llama_jax.text import sandbox
+
+__all__ = ["TIME_LIMIT", "Part", "TemplateError", "reads_parts", "render"]
 
 # Whether it is the name of a special token, and the text.
 Part = tuple[bool, str]
@@ -40,32 +42,53 @@ def render(
     variables: Mapping[str, Any],
     named: Mapping[str, str],
     special: Collection[str],
-) -> list[Part]:
+    continued: str | None = None,
+) -> tuple[list[Part], str]:
     """The text that a template makes, cut at the special tokens that the template wrote.
+
+    With `continued`, a field of the last message, the text ends where this field does, without the
+    white space that the template took away there; also given is as much of the field as it has.
 
     `variables` is what users and models say (JSON's values only), `named` what the template is told
     besides, such as `bos_token`. One thing is the template's own business: brackets that it writes
     around a text from outside, `'<|' + name + '|>'`. Raises `TemplateError`: for an error or a
-    refusal of the template, a step out of the sandbox, more than `TIME_LIMIT`, and for messages
-    that hold the name of a special token where the template does not hand them on as they are.
+    refusal of the template, a step out of the sandbox, more than `TIME_LIMIT` or what
+    `llama_jax.text.sandbox` allows, and for messages that hold the name of a special token where
+    the template does not hand them on as they are.
 
     >>> source = "{{ bos }}{% for m in messages %}{{ m.content | trim }}{{ '<eot>' }}{% endfor %}"
     >>> messages = [{"content": "not the end: <eot> "}]
     >>> render(source, {"messages": messages}, {"bos": "<bos>"}, ["<bos>", "<eot>"])
-    [(True, '<bos>'), (False, 'not the end: <eot>'), (True, '<eot>')]
+    ([(True, '<bos>'), (False, 'not the end: <eot>'), (True, '<eot>')], '')
     """
     template, now = _compiled(source), datetime.datetime.now()
 
-    def rendered(variables: Any) -> str:
-        with _in_words("cannot be rendered"):
-            return template.render(**variables, **named, strftime_now=now.strftime)
+    def rendered(variables: Any, tag: str) -> str:
+        if continued is not None:
+            variables = _tagged(variables, continued, tag)
+        with _in_words("cannot be rendered"), sandbox.metered():
+            pieces = template.generate(**variables, **named, strftime_now=now.strftime)
+            text = sandbox.Environment.concat(pieces)
+        return text if continued is None else _up_to(tag, text, continued)
 
-    plain = rendered(variables)
+    plain = rendered(variables, _TAG)
+    begun = "" if continued is None else _begun(variables, continued, plain)
+    return _parts(rendered, plain, source, variables, special), begun
+
+
+def _parts(
+    rendered: Callable[[Any, str], str],
+    plain: str,
+    source: str,
+    variables: Mapping[str, Any],
+    special: Collection[str],
+) -> list[Part]:
+    """`plain`, which is `rendered(variables)`, cut at what the template wrote."""
     hide, show = _substitution(special, [source, plain, *_strings(variables)])
     hidden_variables = _mapped(variables, lambda text: text.translate(hide))
     if hidden_variables == variables:
         return _cut(plain, special)
-    hidden = rendered(hidden_variables)
+    hidden = rendered(hidden_variables, _TAG.translate(hide))
     parts = _cut(hidden, special)
     if hidden.translate(show) == plain:
         return [(is_special, text.translate(show)) for is_special, text in parts]
@@ -78,6 +101,56 @@ def render(
             "token. Take it out of the messages, or leave the template with template=False."
         )
     return _cut(plain, special)
+
+
+# Where the last message goes on: transformers' tag. Its space tells whether the template trims.
+_TAG = "CONTINUE_FINAL_MESSAGE_TAG "
+
+
+def _tagged(variables: Mapping[str, Any], field: str, tag: str) -> dict[str, Any]:
+    """The variables with the tag behind a field of the last message, or its last part."""
+    *others, last = variables["messages"]
+    value = last[field]
+    if isinstance(value, list):
+        *parts, part = value
+        marked: Any = [*parts, part | {"text": part["text"] + tag}]
+    else:
+        marked = value + tag
+    return {**variables, "messages": [*others, last | {field: marked}]}
+
+
+def _up_to(tag: str, text: str, field: str) -> str:
+    """The text before the tag, which ends without white space if the tag has lost its own."""
+    at = text.rfind(tag.strip())
+    if at < 0:
+        raise TemplateError(
+            f"This chat template does not write the {field} of the last message, or changes it, so "
+            "that it cannot go on: leave out continue_final_message, or give template=False."
+        )
+    return text[:at] if text.startswith(tag, at) else text[:at].rstrip()
+
+
+def _begun(variables: Mapping[str, Any], field: str, text: str) -> str:
+    """What of the field the text ends with."""
+    value = variables["messages"][-1][field]
+    texts = [value] if isinstance(value, str) else [part["text"] for part in value]
+    if texts[-1].strip() not in text:
+        raise TemplateError(
+            f"This chat template leaves out a part of the {field} of the last message, so that it "
+            "cannot go on: leave out continue_final_message, or give template=False."
+        )
+    whole = "".join(texts)
+    ends = [end for end in (whole, whole.rstrip(), whole.strip()) if text.endswith(end)]
+    return ends[0] if ends else texts[-1].strip()
+
+
+def reads_parts(source: str) -> bool:
+    """Whether a template reads contents in parts: it then says "text", where the text of one is."""
+    with _in_words("is no Jinja"):
+        tree = _compiled(source).environment.parse(source)
+    said = [node.attr for node in tree.find_all(nodes.Getattr)]
+    said += [node.value for node in tree.find_all(nodes.Const)]
+    return "text" in said
 
 
 def _substitution(
@@ -118,23 +191,6 @@ def _strings(value: Any) -> list[str]:
 # What transformers (5.23, utils/chat_template_utils.py) gives to a template
 
 
-class _Sandbox(sandbox.ImmutableSandboxedEnvironment):
-    # Python would be at 9**9**9 for hours, in one step that no clock interrupts.
-    intercepted_binops = frozenset({"*", "**"})
-
-    def call_binop(
-        self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any
-    ) -> Any:
-        small = all(isinstance(x, int | float) and abs(x) < 2**64 for x in (left, right))
-        if operator == "**" and not (small and abs(right) < 64):
-            raise jinja2.exceptions.SecurityError("a power is too large")
-        if operator == "*" and not small:
-            sequence, times = (left, right) if hasattr(left, "__len__") else (right, left)
-            if not (hasattr(sequence, "__len__") and len(sequence) * times < 1_000_000):
-                raise jinja2.exceptions.SecurityError("a product is too large")
-        return super().call_binop(context, operator, left, right)
-
-
 class _Generation(ext.Extension):
     """`{% generation %}` marks what the assistant says; for a prompt it means nothing."""
 
@@ -151,23 +207,23 @@ def _raise(message: str) -> None:
 
 
 def _to_json(
-    value: Any,
+    x: Any,
     ensure_ascii: bool = False,
     indent: int | None = None,
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
     return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+        x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
 
 
 @functools.lru_cache(maxsize=16)
 def _compiled(source: str) -> jinja2.Template:
-    environment = _Sandbox(
+    environment = sandbox.Environment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, ext.loopcontrols]
     )
-    environment.filters["tojson"] = _to_json
+    environment.filters["tojson"] = sandbox.bounded("tojson", _to_json)
     environment.globals["raise_exception"] = _raise
     with _in_words("is no Jinja"):
         return environment.from_string(source)
@@ -196,7 +252,8 @@ def _within(seconds: float) -> Iterator[None]:
     def look(frame: Any, event: str, argument: Any) -> Any:
         if time.monotonic() > end:
             raise TimeoutError(f"it runs for more than {seconds:g} seconds")
-        return look
+        # What weighs is short, and called for all that is made: it is not looked at line by line.
+        return None if frame.f_code.co_filename == sandbox.__file__ else look
 
     before = sys.gettrace()
     sys.settrace(look)

@@ -7,8 +7,18 @@ import pytest
 from llama_jax import Llama, Replace
 from llama_jax.cria import WEIGHTS as CRIA
 from llama_jax.cria.vocabulary import train_tokenizer
-from llama_jax.text import ChatError, Reply, Tokenizer, ToolCall, ToolError, encode_chat, read_reply
+from llama_jax.text import (
+    ChatError,
+    Reply,
+    TemplateError,
+    Tokenizer,
+    ToolCall,
+    ToolError,
+    encode_chat,
+    read_reply,
+)
 from tests.text.templates import FUNCTION, WEATHER
+from tests.text.vocabularies import byte_level
 
 HI = [{"role": "user", "content": "Hi"}]
 
@@ -112,7 +122,10 @@ def test_a_tools_result_is_of_the_role_ipython_which_may_be_called_tool(written)
             "role 'bot'; roles are system, user, assistant, ipython",
         ),
         ([{"role": "user"}], "content of type NoneType; it must be text"),
-        ([user([{"type": "text", "text": "Hi"}])], "content of type list"),
+        ([user([{"type": "image"}])], r"messages\[0\], part 0 is of type 'image'; .* \"text\""),
+        ([user(["Hi"])], r"messages\[0\], part 0 is of type 'str'"),
+        ([user([{"type": "text", "text": 3}])], "part 0 has a text of type int"),
+        ([user(3)], "content of type int; it must be text, or parts"),
         ([{**HI[0], "tool_calls": [ROME]}], "is of the user and has tool_calls"),
         ([assistant(ROME, ended="soon")], "ended with 'soon'"),
     ],
@@ -339,3 +352,122 @@ def test_a_reply_ends_at_eom_though_the_checkpoint_does_not_say_so(llama):
     only_eom = Replace("logits", lambda logits: logits.at[..., eom].set(1e9))
     reply = llama.chat(HI, edits=only_eom)
     assert reply == Reply("", ended="eom") and reply.generation.lengths.tolist() == [1]
+
+
+# Contents in parts
+
+
+def parts(*texts):
+    return [{"type": "text", "text": text} for text in texts]
+
+
+def test_a_content_in_parts_is_the_text_that_they_make(tokenizer):
+    whole = encode_chat(tokenizer, [user("Hi, you <|eot_id|>"), assistant(content="Yes.")])
+    cut = [user(parts("Hi, ", "you <|eot_id|>")), assistant(content=parts("Yes."))]
+    assert encode_chat(tokenizer, cut) == whole
+
+
+def test_a_template_that_reads_parts_gets_them(tokenizer):
+    reads = (
+        "{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}"
+        "{% for part in m.content %}[{{ part['text'] }}]{% endfor %}{% endif %}{% endfor %}"
+    )
+    messages = [user(parts("a", "b"))]
+    made = encode_chat(tokenizer, messages, template=reads)
+    assert tokenizer.decode(made) == "[a][b]"
+    made = encode_chat(tokenizer, messages, template="{{ messages[0].content | trim }}")
+    assert tokenizer.decode(made) == "ab"
+
+
+# Replies that are begun
+
+
+BEGUN = [user("How much is 3 + 4?"), assistant(content="It is ")]
+
+
+def test_a_begun_reply_is_left_open(tokenizer):
+    made = encode_chat(tokenizer, BEGUN, continue_final_message=True)
+    closed = encode_chat(tokenizer, BEGUN, add_generation_prompt=False)
+    assert [*made, tokenizer.special["<|eot_id|>"]] == closed
+    assert tokenizer.decode(made).endswith("<|end_header_id|>\n\nIt is ")
+
+
+@pytest.mark.parametrize("content", ["It is ", parts("It", " is ")])
+def test_white_space_at_its_end_stays_unless_the_template_takes_it(tokenizer, content):
+    messages = [user("3 + 4?"), assistant(content=content)]
+    for template, end in (
+        ("{% for m in messages %}{{ m.content }}<|eot_id|>{% endfor %}", "It is "),
+        ("{% for m in messages %}{{ m.content | trim }}<|eot_id|>{% endfor %}", "It is"),
+    ):
+        made = encode_chat(tokenizer, messages, template=template, continue_final_message=True)
+        assert tokenizer.decode(made) == "3 + 4?<|eot_id|>" + end
+
+
+def test_special_tokens_in_a_begun_reply_stay_text(tokenizer):
+    messages = [user("Hi"), assistant(content="a <|eot_id|> b")]
+    for template in (False, "{% for m in messages %}{{ m.content | trim }}<|eot_id|>{% endfor %}"):
+        made = encode_chat(tokenizer, messages, template=template, continue_final_message=True)
+        assert made.count(tokenizer.special["<|eot_id|>"]) == 1
+        assert tokenizer.decode(made).endswith("a <|eot_id|> b")
+
+
+def test_another_field_of_a_message_goes_on(tokenizer):
+    template = "{% for m in messages %}{{ m.thought }}|{{ m.content }}|{% endfor %}"
+    messages = [{"role": "assistant", "content": "", "thought": "Let me see"}]
+    made = encode_chat(tokenizer, messages, template=template, continue_final_message="thought")
+    assert tokenizer.decode(made) == "Let me see"
+
+
+@pytest.mark.parametrize(
+    ("messages", "arguments", "why"),
+    [
+        (BEGUN, {"add_generation_prompt": True}, "continue_final_message goes on .* give one"),
+        (BEGUN, {"continue_final_message": 3}, "continue_final_message is 3; it must be"),
+        (BEGUN, {"continue_final_message": "thought"}, r"messages\[1\] has no thought to go on"),
+        ([assistant(content=[])], {}, r"messages\[0\] has no content to go on"),
+        ([assistant(ROME)], {}, r"messages\[0\] has tool_calls, behind which its content"),
+    ],
+)
+def test_what_cannot_go_on_is_named(tokenizer, messages, arguments, why):
+    with pytest.raises(ChatError, match=why):
+        encode_chat(tokenizer, messages, **{"continue_final_message": True} | arguments)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ messages[0].content }}",
+        "{{ messages[-1].content[:9] }}",
+        "{{ messages[-1].content[3:] }}",
+    ],
+)
+def test_a_template_that_does_not_write_what_goes_on_is_an_error(tokenizer, template):
+    with pytest.raises(TemplateError, match="content of the last message"):
+        encode_chat(tokenizer, BEGUN, template=template, continue_final_message=True)
+
+
+def test_a_reply_that_was_begun_is_whole():
+    llama = Llama.from_pretrained("cria")
+    messages = [user("Hello! I am Rosa."), assistant(content="Hello, Ro")]
+    reply = llama.chat(messages, temperature=0, continue_final_message=True)
+    assert reply.content == "Hello, Ro" + reply.generation.text and reply.generation.text
+    tokens = llama.chat_tokens(messages, continue_final_message=True)
+    assert llama.generate(tokens[0], temperature=0).text == reply.generation.text
+    with pytest.raises(ChatError, match="the last message is of the user"):
+        llama.chat(messages[:1], continue_final_message=True)
+
+
+def test_calls_are_read_in_a_reply_that_was_begun(tokenizer):
+    begun, rest = '{"name": "weather", ', '"parameters": {"city": "Rome"}}<|eot_id|>'
+    ids = tokenizer.encode(rest, bos=False, allow_special=True)
+    reply = read_reply(tokenizer, ids, begun=begun)
+    assert reply.tool_calls == (ToolCall("weather", {"city": "Rome"}),)
+
+
+def test_the_end_token_of_another_format_ends_a_turn():
+    tokenizer = Tokenizer(byte_level(special=("<|im_start|>", "<|im_end|>")))
+    end = tokenizer.special["<|im_end|>"]
+    ids = [*tokenizer.encode("Hi!"), end]
+    assert read_reply(tokenizer, ids, stops=(end,)).ended == "eot"
+    assert read_reply(tokenizer, ids).ended == "length"
+    assert read_reply(tokenizer, ids, stops=(end,)).content == "Hi!"

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+import tracemalloc
 
 import pytest
 
@@ -185,6 +186,122 @@ def test_a_template_may_look_for_marks_in_messages():
 def test_a_step_out_of_the_sandbox_is_an_error(attack):
     with pytest.raises(TemplateError, match="The chat template"):
         written(attack)
+
+
+BIG, LONG = "{% set a = 'a' * 999999 %}", "{% set a = 'a' * 3999999 %}"
+PAIRS = (
+    "{% set n = namespace(l=[0]) %}{% for i in range(60) %}{% set n.l = [n.l, n.l] %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    "large",
+    [
+        "{{ 'a' | center(2000000000) }}",
+        "{{ 'a' | center(width=2000000000) }}",
+        "{{ 'a'.center(2000000000) }}",
+        "{{ 'a'['ljust'](2000000000) }}",
+        "{% for i in [1] %}{{ 'a'.center(2000000000) }}{% endfor %}",
+        "{{ ('a' | attr('rjust'))(2000000000) }}",
+        "{{ ['a'] | map('center', 2000000000) | first }}",
+        "{{ '1'.zfill(2000000000) }}",
+        "{{ 'a\tb'.expandtabs(2000000000) }}",
+        "{{ 1 .to_bytes(2000000000, 'big') | length }}",
+        "{{ 'a\nb' | indent(2000000000) }}",
+        "{{ '%2000000000d' % 1 }}",
+        "{{ '%.2000000000f' % 1 }}",
+        "{{ '%*d' % (2000000000, 1) }}",
+        "{{ '%(a())2000000000s' % {'a()': 1} }}",
+        "{{ '%2000000000s' | format('a') }}",
+        "{{ '{:2000000000}'.format(1) }}",
+        "{{ '{:{}}'.format(1, 2000000000) }}",
+        "{{ '{a:>2000000000}'.format_map({'a': 1}) }}",
+        BIG + "{{ '%(a)s%(a)s%(a)s%(a)s%(a)s' % {'a': a} }}",
+        BIG + "{{ '{0}{0}{0}{0}{0}'.format(a) }}",
+        BIG + "{{ a ~ a ~ a ~ a ~ a }}",
+        BIG + "{{ a + a + a + a + a }}",
+        BIG + "{{ [a, a, a, a, a] }}",
+        BIG + "{{ [a] * 5 }}",
+        BIG + "{{ (a, a, a) ~ (a, a) }}",
+        BIG + "{{ {'a': a, 'b': a, 'c': a, 'd': a, 'e': a} | tojson }}",
+        BIG + "{{ a | replace('', 'abcdef') }}",
+        BIG + "{{ a.replace('a', 'abcdef') }}",
+        BIG + "{{ a | join('abcdef') }}",
+        BIG + "{{ a.join('abcdef') }}",
+        BIG + "{{ range(99999) | join(a) }}",
+        BIG + "{{ range(9) | map('string') | join(a) }}",
+        BIG + "{{ a.translate({97: 'abcdef'}) }}",
+        BIG + "{{ a | wordwrap(9, True, 'abcdef') }}",
+        BIG + "{% for i in range(9) %}{{ a }}{% endfor %}",
+        BIG + "{% set b %}{% for i in range(9) %}{{ a }}{% endfor %}{% endset %}{{ b | length }}",
+        BIG + "{% macro m() %}{% for i in range(9) %}{{ a }}{% endfor %}{% endmacro %}{{ m()[0] }}",
+        "{% set n = namespace(a='a') %}"
+        "{% for i in range(40) %}{% set n.a = n.a ~ n.a %}{% endfor %}{{ n.a | length }}",
+        "{% set n = namespace(a=[1]) %}"
+        "{% for i in range(40) %}{% set n.a = n.a + n.a %}{% endfor %}{{ n.a | length }}",
+        PAIRS + "{{ n.l | string | length }}",
+        PAIRS + "{% set m = n.l %}" + PAIRS + "{{ m == n.l }}",
+        "{{ ['a'] | batch(2000000000, 'b') | list | length }}",
+        "{{ ['a'] | slice(2000000000, 'b') | list | length }}",
+        "{{ [[1]] | tojson(indent=2000000000) }}",
+        "{{ ([1] * 9) | tojson(separators=('a' * 999999, 'b' * 999999)) }}",
+        "{{ lipsum(2000000000) }}",
+        "{{ strftime_now('%Y' * 99999) }}",
+    ],
+)
+def test_what_would_become_too_large_is_not_made(large):
+    tracemalloc.start()
+    with pytest.raises(TemplateError, match="too large"):
+        written(large)
+    assert tracemalloc.get_traced_memory()[1] < 200e6
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "slow",
+    [
+        "{{ 5 | round(-1000000000) }}",
+        "{{ 5.5 | round(1000000000, 'ceil') }}",
+        LONG + "{{ a.rfind('b' ~ a[:1999999]) }}",
+        LONG + "{{ a.rsplit('b' ~ a[:1999999]) }}",
+        LONG + "{{ a | trim('b' * 3999999 ~ 'a') }}",
+        LONG + "{{ a.strip('b' * 3999999 ~ 'a') }}",
+        "{{ 2 ** 63 + 2 ** 63 }}",
+        "{{ 9 ** 63 }}",
+    ],
+)
+def test_what_would_take_long_in_one_step_is_not_begun(slow):
+    with pytest.raises(TemplateError, match=r"too large|a number of 6. bits"):
+        written(slow)
+
+
+def test_what_a_template_makes_on_its_way_is_bounded_together():
+    kept = (
+        "{% macro m(i, s) %}{% set t = s[1:] %}{{ m(i - 1, t) if i else '' }}{% endmacro %}"
+        "{{ m(200, '\U0001f600' * 3999999) }}"
+    )
+    with pytest.raises(TemplateError, match="more than 256 MiB of texts and lists"):
+        written(kept)
+
+
+def test_bounds_leave_what_templates_do():
+    text = (
+        "{{ 'a' | center(5) }}{{ 'a'.ljust(3) }}{{ '%5.1f' % 2 }}{{ '{:>4}{}'.format(1, 'b') }}"
+        "{{ '%(a)s' | format(a=1) }}{{ 'a\nb' | indent }}{{ [3, 4] | sum }}"
+        "{{ [[3], [4]] | sum(start=[]) }}"
+        "{{ messages | sum(attribute='n', start=1) }}{{ (1, 2) ~ {'a': [1]} }}{{ 2.55 | round(1) }}"
+        "{{ messages | map(attribute='content') | join(', ') }}{{ 7 // 2 }}{{ 2 ** 10 }}"
+        "{{ [1, 2, 3] | batch(2, 0) | list }}{{ messages[:1] | tojson(indent=1) }}{{ -3 % 5 }}"
+        "{% for a, b in [(1, 2)] %}{{ a }}{% set c, d = b, a %}{{ c }}{% endfor %}"
+        "{% for a in [' b '] %}{{ a.strip() }}{{ '{}'.format(a) }}{% endfor %}"
+        "{{ '|'.join(messages | map(attribute='role')) }}{{ 'xay'.strip('xy') }}"
+        "{{ 'a/b'.rsplit('/') }}"
+    )
+    messages = [{"role": "user", "content": "Hi", "n": 2}]
+    assert written(text, messages) == (
+        "  a  a    2.0   1b1a\n    b7[3, 4]3(1, 2){'a': [1]}2.5Hi31024[[1, 2], [3, 0]]"
+        '[\n {\n  "role": "user",\n  "content": "Hi",\n  "n": 2\n }\n]212b b usera[\'a\', \'b\']'
+    )
 
 
 @pytest.mark.parametrize(
