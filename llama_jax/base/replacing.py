@@ -171,7 +171,8 @@ def is_stage(name: str) -> bool:
 def _resolved(path: pathlib.Path, error: Error) -> pathlib.Path:
     try:
         path = path.resolve()
-        path.exists()
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+            os.stat(path)  # newer Pythons' pathlib passes a loop over
     except (OSError, RuntimeError) as problem:  # a loop of links, a name that is too long
         raise error(f"{path} cannot be written: {_said(problem)}.") from None
     return path
