@@ -2,9 +2,9 @@
 PYTHON       ?= python3.13 python3.12 python3.11 python3 python
 NOTEBOOK     ?= notebooks/01_open_a_llama.ipynb
 LAB_ARGS     ?=
-TEST_ARGS    ?= -n 2 --dist loadfile
-QUICK_ARGS   ?= -n 2 --dist loadfile tests/base tests/model tests/text tests/checkpoint tests/extension tests/parallel tests/test_*.py
-SOAK_ARGS    ?= -n 2 --dist loadfile
+TEST_ARGS    ?= -n 3 --dist loadfile
+QUICK_ARGS   ?= -n 3 --dist loadfile tests/base tests/model tests/text tests/checkpoint tests/extension tests/parallel tests/test_*.py
+SOAK_ARGS    ?= -n 3 --dist loadfile
 ORACLE_ARGS  ?=
 TPU_ARGS     ?=
 BENCH_ARGS   ?=

@@ -9,13 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.browser import chromium
 from tests.browser.lab import LabPage, Server, server
 
 OURS = re.compile(r"(https?|wss?)://127\.0\.0\.1[:/]|blob:|data:|about:|file:")
 RESULTS = Path("test-results")
+expect.set_options(timeout=30_000)
 FAILED = pytest.StashKey[bool]()
 
 
@@ -56,7 +57,7 @@ def opened(browser: Browser, node: pytest.Item | pytest.Collector) -> Iterator[P
     `@pytest.mark.theirs("…")` names errors that Jupyter throws with none of our code on the page.
     """
     context = browser.new_context(viewport={"width": 1200, "height": 900})
-    context.set_default_timeout(20_000)
+    context.set_default_timeout(60_000)  # a busy machine is no error
     page = context.new_page()
     errors: list[str] = []
     strangers: list[str] = []

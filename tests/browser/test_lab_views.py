@@ -51,7 +51,7 @@ def title(page: Page, layer: int, head: int):
 @pytest.fixture(scope="module")
 def shown(browser, lab_server, request):
     """One notebook for the tests that follow, in the order of this file."""
-    busy = "for _ in range(30): time.sleep(0.1)"
+    busy = "import os\nwhile not os.path.exists('go'): time.sleep(0.05)"
     with opened(browser, request.node) as page, lab_page(page, lab_server, request.node) as lab:
         yield open_and_run(lab, "shown", SAY, "chosen.layer, chosen.head = 3, 7", busy)
 
@@ -83,7 +83,8 @@ def test_choosing_reaches_python_and_python_s_choice_the_page(shown):
 def test_choosing_while_a_cell_runs_loses_nothing(shown):
     shown.start_cell(4)
     choose(shown, 2, 1)
-    title(shown.page, 2, 1).wait_for(timeout=1500)  # the page does not wait for the kernel
+    title(shown.page, 2, 1).wait_for()  # the page does not wait for the kernel
+    (shown.lab.root / "go").touch()
     shown.wait()
     drawn(shown.page)
     assert says(shown) == "Selection(row=0, layer=2, head=1)"
