@@ -194,23 +194,27 @@ def _damaged(path: pathlib.Path, what: str) -> str:
 
 
 def _plain(capture: Capture) -> dict[str, Any]:
-    positions: Any = capture.positions
-    if isinstance(positions, slice):
-        positions = {"slice": [positions.start, positions.stop, positions.step]}
     return {
-        "positions": positions,
-        "heads": capture.heads,
+        "positions": _plain_choice(capture.positions),
+        "heads": _plain_choice(capture.heads),
         "reduce": capture.reduce,
         "dtype": None if capture.dtype is None else capture.dtype.name,
     }
 
 
+def _plain_choice(choice: Any) -> Any:
+    if isinstance(choice, slice):
+        return {"slice": [choice.start, choice.stop, choice.step]}
+    return choice
+
+
 def _capture(name: str, plain: dict[str, Any]) -> Capture:
-    positions = plain["positions"]
-    if isinstance(positions, dict):
-        positions = slice(*positions["slice"])
+    positions, heads = (
+        slice(*choice["slice"]) if isinstance(choice, dict) else choice
+        for choice in (plain["positions"], plain["heads"])
+    )
     dtype = plain["dtype"]
-    return Capture(name, positions, plain["heads"], plain["reduce"], dtype and jnp.dtype(dtype))
+    return Capture(name, positions, heads, plain["reduce"], dtype and jnp.dtype(dtype))
 
 
 def _config(plain: dict[str, Any]) -> LlamaConfig:

@@ -284,3 +284,14 @@ def test_a_run_is_drawn_as_a_tree_whose_paths_read_it(saved):
     text = treescope.render_to_text(run)
     assert "layers.0: " in text and "KiB" in text and "resid_post" in text
     assert jnp.shape(eval("run" + "['layers.1.resid_post']", {"run": run})) == (2, 9, 32)
+
+
+@pytest.mark.parametrize("heads", [slice(0, 2), [True, True, False, False], [0, 1]])
+def test_every_form_of_a_choice_is_kept(tmp_path, heads):
+    run = Llama.random(GQA).run([1, 2, 3], Capture(("z", 1), heads=heads, positions=slice(1, None)))
+    run.save(tmp_path / "x.run")
+    again = Run.load(tmp_path / "x.run")
+    for name, capture in run.captures.items():
+        kept = again.captures[name]
+        assert (kept.heads, kept.positions) == (capture.heads, capture.positions)
+    np.testing.assert_array_equal(again["z"], run["z"])
